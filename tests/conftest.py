@@ -1,0 +1,81 @@
+"""Fixtures for all tests."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Mapping
+from typing import Any
+
+os.environ.setdefault("MPLBACKEND", "Agg")  # no display needed, before anything imports matplotlib
+
+import numpy as np
+import pandas as pd
+import pytest
+from mudata import MuData
+from scipy import sparse
+
+import unitednet_mu as un
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(0)
+
+
+@pytest.fixture
+def pbmc() -> MuData:
+    """The bundled set, raw counts; every test gets its own."""
+    return un.datasets.pbmc_citeseq()
+
+
+@pytest.fixture
+def paired() -> MuData:
+    """A small simulated set, every cell with both modalities, continuous values."""
+    return un.datasets.simulate_multimodal(n_obs=120, n_groups=3, random_state=1)
+
+
+@pytest.fixture
+def mosaic() -> MuData:
+    """A small simulated set in which 30 % of the cells lack each modality."""
+    return un.datasets.simulate_multimodal(n_obs=120, n_groups=3, missing=0.3, random_state=1)
+
+
+@pytest.fixture
+def fingerprint() -> Callable[[MuData], dict[str, Any]]:
+    """A function that reduces all of a MuData to comparable leaves: equal if and only if unchanged."""
+    return _fingerprint
+
+
+def _fingerprint(mdata: MuData) -> dict[str, Any]:
+    leaves: dict[str, Any] = {"is_view": mdata.is_view, "modalities": list(mdata.mod)}
+    for name, thing in {"": mdata, **mdata.mod}.items():
+        for slot in ("obs", "var", "uns", "obsm", "varm", "obsp", "varp", "layers", "obsmap", "varmap"):
+            if hasattr(thing, slot):
+                _add(leaves, f"{name}.{slot}", getattr(thing, slot))
+        if name:
+            _add(leaves, f"{name}.X", thing.X)
+    return leaves
+
+
+def _add(leaves: dict[str, Any], where: str, value: Any) -> None:
+    if isinstance(value, pd.DataFrame):
+        _add(leaves, f"{where}.index", value.index)
+        leaves[f"{where}.columns"] = list(value.columns)
+        for column in value:
+            _add(leaves, f"{where}[{column}]", value[column])
+    elif isinstance(value, Mapping):
+        leaves[where] = sorted(key for key in value if key is not None)
+        for key in leaves[where]:
+            _add(leaves, f"{where}[{key}]", value[key])
+    elif sparse.issparse(value):
+        leaves[where] = (type(value).__name__, value.shape)
+        for part in ("data", "indices", "indptr"):
+            _add(leaves, f"{where}.{part}", getattr(value, part))
+    elif isinstance(value, np.ndarray) and value.dtype != object:
+        digest = hashlib.sha256(np.ascontiguousarray(value).tobytes()).hexdigest()
+        leaves[where] = (str(value.dtype), value.shape, digest)
+    elif isinstance(value, pd.Series | pd.Index | np.ndarray):
+        leaves[where] = (str(value.dtype), [repr(item) for item in value])
+    else:
+        leaves[where] = repr(value)

@@ -1,0 +1,554 @@
+"""The plots, on slots written by hand: what is drawn is what is stored."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from itertools import pairwise
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt
+import mudata as md
+import numpy as np
+import pandas as pd
+import pytest
+from anndata import AnnData
+from matplotlib.axes import Axes
+from matplotlib.colors import to_hex
+from scipy import sparse
+from test_get import ABSOLUTE_RNA, GROUPS, SIGNED_RNA, stored_mdata
+
+from unitednet_mu import pl
+
+pytestmark = pytest.mark.filterwarnings("ignore:From 0.4 .update:FutureWarning")
+
+BLUE, VERMILION = "#0072b2", "#d55e00"
+
+
+@pytest.fixture(autouse=True)
+def _close_figures() -> Iterator[None]:
+    yield
+    plt.close("all")
+
+
+@pytest.fixture
+def mdata() -> md.MuData:
+    return stored_mdata()
+
+
+def ticks(ax: Axes, axis: str) -> list[str]:
+    labels = ax.get_xticklabels() if axis == "x" else ax.get_yticklabels()
+    return [label.get_text() for label in labels]
+
+
+def check_layout(ax: Axes) -> None:
+    """Check that no title, tick or axis label leaves the figure."""
+    figure = ax.get_figure()
+    figure.draw_without_rendering()
+    box = figure.get_tightbbox()
+    width, height = figure.get_size_inches()
+    assert box.x0 >= -0.02
+    assert box.y0 >= -0.02
+    assert box.x1 <= width + 0.02
+    assert box.y1 <= height + 0.02
+
+
+# --- history ------------------------------------------------------------------
+
+
+def test_history_draws_every_term_that_was_on(mdata: md.MuData) -> None:
+    axes = pl.history(mdata)
+    assert [ax.get_title() for ax in axes] == ["reconstruction", "generator", "total"]
+    train, val = axes[0].get_lines()
+    assert train.get_xydata().tolist() == [[1, 4], [2, 3], [3, 2], [4, 1]]
+    assert val.get_ydata().tolist() == [4.5, 3.5, 2.5, 1.5]
+    assert (train.get_color().lower(), val.get_color().lower()) == (BLUE, VERMILION)
+    assert (train.get_linestyle(), val.get_linestyle()) == ("-", "--")
+    generator = axes[1].get_lines()
+    assert len(generator) == 1
+    assert generator[0].get_xdata().tolist() == [2, 3, 4]  # off in the first epoch
+    assert len(axes[2].get_lines()) == 1
+    check_layout(axes[0])
+
+
+def test_history_shades_phases(mdata: md.MuData) -> None:
+    ax = pl.history(mdata, terms="generator")[0]
+    spans = [(patch.get_x(), patch.get_x() + patch.get_width()) for patch in ax.patches]
+    assert spans == [(0.5, 1.5), (1.5, 3.5), (3.5, 4.5)]
+    assert len({to_hex(patch.get_facecolor()) for patch in ax.patches}) == 3
+    texts = [text.get_text() for text in ax.get_figure().legends[0].get_texts()]
+    assert texts == ["training cells", "held-out cells", "warmup", "train", "adapt"]
+    check_layout(ax)
+
+
+def test_history_counts_rows_where_a_phase_counts_anew(mdata: md.MuData) -> None:
+    mdata.uns["unitednet"]["history"]["epoch"] = [1, 2, 1, 2]
+    ax = pl.history(mdata, terms=["reconstruction"])[0]
+    assert ax.get_lines()[0].get_xdata().tolist() == [1, 2, 3, 4]
+
+
+def test_history_of_one_epoch(mdata: md.MuData) -> None:
+    stored = mdata.uns["unitednet"]
+    stored["history"] = stored["history"].iloc[1:2]
+    axes = pl.history(mdata)
+    assert axes[0].get_lines()[0].get_marker() == "o"
+    texts = [text.get_text() for text in axes[0].get_figure().legends[0].get_texts()]
+    assert texts == ["training cells", "held-out cells"]
+
+
+def test_history_unknown_term(mdata: md.MuData) -> None:
+    with pytest.raises(ValueError, match=r"terms 'entropy' not found; available: .*'generator'"):
+        pl.history(mdata, terms="entropy")
+
+
+# --- modality weights ---------------------------------------------------------
+
+
+def test_modality_weights(mdata: md.MuData) -> None:
+    ax = pl.modality_weights(mdata)
+    assert [bar.get_width() for bar in ax.patches] == [0.75, 0.25]
+    assert ticks(ax, "y") == ["rna", "adt"]
+    assert ax.get_ylim()[0] > ax.get_ylim()[1]  # the first modality on top
+    assert [text.get_text() for text in ax.texts] == ["0.75", "0.25"]
+    assert list(ax.get_lines()[0].get_xdata()) == [0.5, 0.5]
+    check_layout(ax)
+
+
+def test_one_panel_plots_draw_where_they_are_told(mdata: md.MuData) -> None:
+    _, axes = plt.subplots(1, 5, layout="constrained")
+    mdata.obs["truth"] = pd.Categorical(["B", "B", "CD4/CD8", "CD4/CD8", "γδ T", "7"])
+    cross = {"source": "rna", "target": "adt", "group": "CD4/CD8"}
+    assert pl.modality_weights(mdata, ax=axes[0]) is axes[0]
+    assert pl.confusion(mdata, groupby="truth", ax=axes[1]) is axes[1]
+    assert pl.transfer(mdata, ax=axes[2]) is axes[2]
+    assert pl.relevance(mdata, modality="rna", ax=axes[3])[0] is axes[3]
+    assert pl.cross_relevance(mdata, **cross, ax=axes[4])[0] is axes[4]
+    assert len(plt.get_fignums()) == 1
+    with pytest.raises(ValueError, match=r"ax: expected None for 2 panels.*modality="):
+        pl.relevance(mdata, ax=axes[3])
+    with pytest.raises(ValueError, match=r"ax: expected None for 3 panels.*group="):
+        pl.cross_relevance(mdata, source="rna", target="adt", ax=axes[4])
+
+
+# --- relevance ----------------------------------------------------------------
+
+
+def test_relevance_dots(mdata: md.MuData) -> None:
+    rna, adt = pl.relevance(mdata, n_top=1)
+    assert (rna.get_title(), adt.get_title()) == ("rna", "adt")
+    assert ticks(rna, "x") == GROUPS
+    assert ticks(rna, "y") == ["MS4A1", "NKG7"]  # NKG7 leads two groups and stands once
+    assert ticks(adt, "y") == ["cd4.1", "cd56.2"]
+    dots = rna.collections[0]
+    expected = SIGNED_RNA[[0, 2]]
+    at = {(int(x), int(y)): i for i, (x, y) in enumerate(dots.get_offsets())}
+    assert len(at) == expected.size
+    for (column, row), i in at.items():
+        assert dots.get_array()[i] == expected[row, column]
+    areas = dots.get_sizes()
+    assert areas[at[1, 1]] / areas[at[0, 0]] == pytest.approx(4 / 3)  # 4.0 against 3.0
+    assert areas.max() == pytest.approx(90 * 4 / 5)  # the largest of all, 5.0, is a protein's
+    assert adt.collections[0].get_sizes().max() == pytest.approx(90)
+    for ax in (rna, adt):
+        assert ax.collections[0].get_clim() == (-5, 5)
+    check_layout(rna)
+
+
+def test_relevance_dots_outline_the_strongest(mdata: md.MuData) -> None:
+    ax = pl.relevance(mdata, modality="rna", n_top=1)[0]
+    dots = ax.collections[0]
+    dark = {
+        (ticks(ax, "y")[int(y)], GROUPS[int(x)])
+        for (x, y), edge in zip(dots.get_offsets(), dots.get_edgecolors(), strict=True)
+        if to_hex(edge) == "#000000"
+    }
+    assert dark == {("MS4A1", "CD4/CD8"), ("NKG7", "γδ T"), ("NKG7", "7")}
+
+
+def test_relevance_colour_tells_the_sign(mdata: md.MuData) -> None:
+    ax = pl.relevance(mdata, modality="rna", n_top=2, groups="γδ T")[0]
+    assert ticks(ax, "y") == ["NKG7", "LYZ"]
+    negative, positive = ax.collections[0].to_rgba([-4.0, 2.0])
+    assert negative[2] > negative[0]
+    assert positive[0] > positive[2]
+
+
+def test_relevance_leaves_out_what_was_never_measured(mdata: md.MuData) -> None:
+    ax = pl.relevance(mdata, modality="rna", n_top=4)[0]
+    assert set(ticks(ax, "y")) == {"MS4A1", "LYZ", "NKG7", "GAPDH"}
+    assert len(ax.collections[0].get_offsets()) == np.isfinite(ABSOLUTE_RNA).sum()
+
+
+@pytest.mark.parametrize("kind", ["dot", "heatmap"])
+def test_relevance_of_a_group_without_the_modality(mdata: md.MuData, kind: str) -> None:
+    block = mdata.uns["unitednet"]["relevance"]["modalities"]["rna"]
+    block["signed"] = np.full_like(SIGNED_RNA, np.nan)
+    block["absolute"] = np.full_like(SIGNED_RNA, np.nan)
+    rna, adt = pl.relevance(mdata, kind=kind)  # type: ignore[arg-type]
+    assert ticks(rna, "y") == []
+    assert len(ticks(adt, "y")) == 2
+    check_layout(rna)
+
+
+def test_relevance_heatmap(mdata: md.MuData) -> None:
+    ax = pl.relevance(mdata, modality="rna", n_top=4, kind="heatmap")[0]
+    image = ax.images[0]
+    rows = ticks(ax, "y")
+    assert rows == ["MS4A1", "LYZ", "NKG7", "GAPDH"]
+    assert np.array_equal(np.ma.filled(image.get_array(), np.nan), SIGNED_RNA, equal_nan=True)
+    assert image.get_clim() == (-4, 4)
+    check_layout(ax)
+
+
+def test_relevance_blocks_are_parted() -> None:
+    ax = pl.relevance(stored_mdata(), modality="adt", n_top=1)[0]
+    assert [line.get_ydata()[0] for line in ax.get_lines()] == [0.5]
+
+
+def test_relevance_is_readable_at_paper_size(mdata: md.MuData) -> None:
+    """8 groups x 5 features x 2 modalities: no two names touch."""
+    rng = np.random.default_rng(0)
+    groups = np.array([f"{name} ({i})" for i, name in enumerate(["CD14 monocyte", "γδ T"] * 4)])
+    blocks = {}
+    for modality, n in (("rna", 500), ("adt", 224)):
+        signed = rng.laplace(size=(n, 8)).astype(np.float32)
+        names = np.array([f"{modality}-feature-{i}" for i in range(n)])
+        blocks[modality] = {"features": names, "signed": signed, "absolute": np.abs(signed)}
+    mdata.uns["unitednet"]["relevance"] = {"groups": groups, "params": {}, "modalities": blocks}
+    for ax in pl.relevance(mdata):
+        check_layout(ax)
+        assert 5 < len(ticks(ax, "y")) <= 40
+        for labels, side in ((ax.get_yticklabels(), 1), (ax.get_xticklabels(), 0)):
+            boxes = [label.get_window_extent() for label in labels]
+            ends = sorted((box.min[side], box.max[side]) for box in boxes)
+            assert all(low[1] <= high[0] for low, high in pairwise(ends))
+    width, height = ax.get_figure().get_size_inches()
+    assert width < 9
+    assert height < 9
+
+
+def test_relevance_bad_choices(mdata: md.MuData) -> None:
+    with pytest.raises(ValueError, match=r"kind: expected one of \['dot', 'heatmap'\]"):
+        pl.relevance(mdata, kind="bar")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="groups 'B' not found"):
+        pl.relevance(mdata, groups=["B"])
+    with pytest.raises(ValueError, match="n_top"):
+        pl.relevance(mdata, n_top=0)
+    assert not plt.get_fignums()
+
+
+# --- cross-modal relevance ----------------------------------------------------
+
+
+def test_cross_relevance(mdata: md.MuData) -> None:
+    axes = pl.cross_relevance(mdata, source="rna", target="adt")
+    assert [ax.get_title() for ax in axes] == GROUPS
+    first = axes[0]
+    assert ticks(first, "y") == ["MS4A1", "LYZ"]  # 2.0 against 1.0 + 0.5
+    assert ticks(first, "x") == ["cd4.1", "cd56.2"]
+    values = np.ma.filled(first.images[0].get_array(), np.nan)
+    assert np.array_equal(values, [[-2.0, np.nan], [0.5, 1.0]], equal_nan=True)
+    assert (first.get_ylabel(), first.get_xlabel()) == ("rna", "adt")
+    assert [ax.images[0].get_clim() for ax in axes] == [(-4, 4)] * 3
+    assert axes[2].texts[0].get_text() == "nothing stored"
+    check_layout(first)
+
+
+def test_an_empty_panel_does_not_set_the_scale(mdata: md.MuData) -> None:
+    entry = mdata.uns["unitednet"]["cross_relevance"]["adt_from_rna"]
+    for name in ("signed", "absolute"):
+        entry[name] = {key: matrix / 100 for key, matrix in entry[name].items()}
+    axes = pl.cross_relevance(mdata, source="rna", target="adt")
+    assert axes[0].images[0].get_clim() == pytest.approx((-0.04, 0.04))
+
+
+def test_cross_relevance_of_one_group_and_fewer_pairs(mdata: md.MuData) -> None:
+    axes = pl.cross_relevance(mdata, source=["rna"], target="adt", group="CD4/CD8", n_top=2)
+    assert len(axes) == 1
+    values = np.ma.filled(axes[0].images[0].get_array(), np.nan)
+    # the third pair lies between features of the first two, so it is drawn as well
+    assert np.array_equal(values, [[-2.0, np.nan], [0.5, 1.0]], equal_nan=True)
+    axes = pl.cross_relevance(mdata, source="rna", target="adt", group="CD4/CD8", n_top=1)
+    assert axes[0].images[0].get_array().tolist() == [[-2.0]]
+    with pytest.raises(ValueError, match=r"tl\.explain\(mdata, source='adt', target='rna'\)"):
+        pl.cross_relevance(mdata, source="adt", target="rna")
+
+
+# --- confusion ----------------------------------------------------------------
+
+
+def test_confusion_by_name(mdata: md.MuData) -> None:
+    mdata.obs["truth"] = pd.Categorical(["B", "B", "CD4/CD8", "CD4/CD8", "γδ T", "B"])
+    ax = pl.confusion(mdata, groupby="truth")
+    assert ticks(ax, "y") == ["B (3)", "CD4/CD8 (2)", "γδ T (1)"]
+    assert ticks(ax, "x") == ["B", "CD4/CD8", "γδ T", "7", "unknown"]
+    third = 1 / 3
+    expected = [[third, 0, 0, third, third], [0, 0.5, 0, 0, 0.5], [0, 0, 1, 0, 0]]
+    assert np.allclose(ax.images[0].get_array(), expected)
+    assert ax.images[0].get_clim() == (0, 1)
+    assert ax.get_title() == "accuracy 0.50, balanced 0.61, n = 6"
+    written = {(int(t.get_position()[1]), int(t.get_position()[0])): t.get_text() for t in ax.texts}
+    assert written[0, 0] == ".33"
+    assert written[2, 2] == "1.00"
+    assert (0, 1) not in written
+    assert (ax.get_xlabel(), ax.get_ylabel()) == ("predicted (unitednet_label)", "true (truth)")
+    check_layout(ax)
+
+
+def test_confusion_matches_unsupervised_groups(mdata: md.MuData) -> None:
+    mdata.obs["truth"] = ["B", "B", "B", "T", "T", None]
+    mdata.obs["unitednet_group"] = pd.Categorical(["1", "1", "2", "0", "0", "0"])
+    del mdata.obs["unitednet_label"]
+    ax = pl.confusion(mdata, groupby="truth", normalize=False)
+    assert ticks(ax, "x") == ["1", "0", "2"]
+    assert ax.images[0].get_array().tolist() == [[2, 0, 1], [0, 2, 0]]
+    assert ax.get_title() == "accuracy 0.80, balanced 0.83 after matching, n = 5"
+    assert [text.get_text() for text in ax.texts] == ["2", "1", "2"]
+
+
+def test_confusion_numbers_are_no_names_unless_labels(mdata: md.MuData) -> None:
+    mdata.obs["truth"] = [0, 0, 0, 1, 1, 1]
+    mdata.obs["unitednet_group"] = pd.Categorical(["1", "1", "1", "0", "0", "0"])
+    mdata.obs["unitednet_label"] = mdata.obs["unitednet_group"]
+    groups = pl.confusion(mdata, groupby="truth", predicted="unitednet_group")
+    assert ticks(groups, "x") == ["1", "0"]
+    assert groups.get_title().startswith("accuracy 1.00")
+    labels = pl.confusion(mdata, groupby="truth")
+    assert ticks(labels, "x") == ["0", "1"]
+    assert labels.get_title().startswith("accuracy 0.00, balanced 0.00, ")
+    forced = pl.confusion(mdata, groupby="truth", match=True)
+    assert "after matching" in forced.get_title()
+
+
+def test_confusion_reads_columns_of_modalities(mdata: md.MuData) -> None:
+    mdata["rna"].obs["truth"] = pd.Categorical(list("abbbba"), categories=["b", "a"])
+    ax = pl.confusion(mdata, groupby="truth")
+    assert ticks(ax, "y") == ["b (4)", "a (2)"]  # the modality's own order
+
+
+def test_confusion_messages(mdata: md.MuData) -> None:
+    with pytest.raises(ValueError, match=r"groupby: column 'cell_type' not found; available: "):
+        pl.confusion(mdata, groupby="cell_type")
+    mdata.obs["truth"] = [None, "a", None, "a", None, None]
+    mdata.obs["found"] = ["a", None, "b", None, None, None]
+    with pytest.raises(ValueError, match="no cell has both 'truth' and 'found'"):
+        pl.confusion(mdata, groupby="truth", predicted="found")
+    del mdata.obs["unitednet_label"]
+    with pytest.raises(ValueError, match=r"tl\.transfer_labels\(query, reference\) or .*integrate"):
+        pl.confusion(mdata, groupby="truth")
+
+
+# --- prediction ---------------------------------------------------------------
+
+
+@pytest.fixture
+def predicted() -> md.MuData:
+    """60 cells with RNA, the last 40 with protein, of which a half is one group."""
+    rng = np.random.default_rng(3)
+    cells = [f"c{i}" for i in range(60)]
+    names = ["a", "b", "c$d", "e"]
+    truth = rng.normal(size=(60, 4)).astype(np.float32)
+    order = [3, 1, 0, 2]
+    adata = AnnData(
+        (0.5 * truth)[:, order].copy(),
+        obs=pd.DataFrame(index=cells),
+        var=pd.DataFrame(
+            {
+                "feature": [names[i] for i in order],
+                "expected_r": [0.2, np.nan, 0.9, 0.5],
+            },
+            index=[f"adt_from_rna:{names[i]}" for i in order],
+        ),
+    )
+    adata.uns["unitednet_prediction"] = {
+        "source": np.array(["rna"]),
+        "target": "adt",
+        "key": "unitednet",
+    }
+    rna = AnnData(np.ones((60, 2), np.float32), obs=pd.DataFrame(index=cells))
+    shuffled = rng.permutation(np.arange(20, 60))
+    adt = AnnData(
+        sparse.csr_matrix(truth[shuffled]),
+        obs=pd.DataFrame(index=[cells[i] for i in shuffled]),
+        var=pd.DataFrame(index=names),
+    )
+    adt.layers["doubled"] = adt.X * 2
+    made = md.MuData({"rna": rna, "adt": adt, "adt_from_rna": adata})
+    made.obs["type"] = pd.Categorical(np.where(np.arange(60) < 40, "x", "y"))
+    return made
+
+
+def scattered(ax: Axes) -> np.ndarray:
+    points = np.asarray(ax.collections[0].get_offsets())
+    return points[np.argsort(points[:, 0])]
+
+
+def test_prediction_pairs_cells_and_features_by_name(predicted: md.MuData) -> None:
+    axes = pl.prediction(predicted, source="rna", target="adt", n_top=3)
+    assert [ax.get_title() for ax in axes] == [
+        "a\nr = 1.00",
+        "c\\$d\nr = 1.00",
+        "e\nr = 1.00",
+    ]  # by expected r
+    for ax, feature in zip(axes, ["a", "c$d", "e"], strict=True):
+        points = scattered(ax)
+        measured = predicted["adt"].to_df()[feature].to_numpy()
+        assert np.allclose(points[:, 0], np.sort(measured))  # 40 cells with both
+        assert np.allclose(points[:, 1], 0.5 * points[:, 0], atol=1e-6)
+        assert ax.get_xlim() == ax.get_ylim()
+    assert axes[0].get_ylabel() == "predicted from rna"
+    assert axes[1].get_ylabel() == ""
+    check_layout(axes[0])
+
+
+def test_prediction_features_layer_and_measured(predicted: md.MuData) -> None:
+    ax = pl.prediction(predicted, source="rna", target="adt", features="b", layer="doubled")[0]
+    points = scattered(ax)
+    assert np.allclose(points[:, 1], 0.25 * points[:, 0], atol=1e-6)
+    elsewhere = predicted["adt"][:7].copy()
+    for measured in (elsewhere, "held_out"):
+        others = {"rna": predicted["rna"], "adt_from_rna": predicted["adt_from_rna"]}
+        made = md.MuData({**others, "held_out": elsewhere})
+        ax = pl.prediction(made, source="rna", target="adt", features=["b"], measured=measured)[0]
+        assert np.allclose(scattered(ax)[:, 0], np.sort(elsewhere.to_df()["b"]))
+
+
+def test_prediction_without_expected_accuracy(predicted: md.MuData) -> None:
+    adata = predicted["adt_from_rna"]
+    adata.var["expected_r"] = np.nan
+    adata.X[:, 1] *= 100  # feature b
+    axes = pl.prediction(predicted, source="rna", target="adt", n_top=1)
+    assert axes[0].get_title().startswith("b\n")
+
+
+def test_prediction_by_group(predicted: md.MuData) -> None:
+    adata = predicted["adt_from_rna"]
+    adata.X[40:] *= -1  # right in one group, reversed in the other
+    predicted.uns["type_colors"] = ["#112233", "#445566"]
+    ax = pl.prediction(predicted, source="rna", target="adt", features="a", groupby="type")[0]
+    assert ax.get_title().endswith(", within 0.00")
+    colours = {to_hex(colour) for colour in ax.collections[0].get_facecolors()}
+    assert colours == {"#112233", "#445566"}
+    legend = ax.get_figure().legends[0]
+    assert [text.get_text() for text in legend.get_texts()] == ["x", "y"]
+    check_layout(ax)
+    points, shades = ax.collections[0].get_offsets(), ax.collections[0].get_facecolors()
+    right = [to_hex(s) for (x, y), s in zip(points, shades, strict=True) if x * y > 0]
+    assert set(right) == {"#112233"}
+
+
+def test_prediction_of_a_constant(predicted: md.MuData) -> None:
+    predicted["adt_from_rna"].X[:, 0] = 1  # feature e
+    ax = pl.prediction(predicted, source="rna", target="adt", features="e")[0]
+    assert ax.get_title() == "e\nr undefined"
+
+
+def test_prediction_messages(predicted: md.MuData) -> None:
+    run = r"run unitednet_mu\.tl\.predict_modality\(mdata, source='adt', target='rna'\) first"
+    with pytest.raises(ValueError, match=rf"'rna_from_adt' .*\['adt_from_rna'\]\); {run}"):
+        pl.prediction(predicted, source="adt", target="rna")
+    which = {"source": "rna", "target": "adt"}
+    with pytest.raises(ValueError, match=r"features 'z' not found; available: .*'e', 'b', 'a'"):
+        pl.prediction(predicted, **which, features=["z"])
+    with pytest.raises(ValueError, match=r"layer 'counts' not found; available: .*'doubled'"):
+        pl.prediction(predicted, **which, layer="counts")
+    with pytest.raises(ValueError, match="measured modality 'protein' not found"):
+        pl.prediction(predicted, **which, measured="protein")
+    with pytest.raises(ValueError, match="no predicted feature was measured"):
+        pl.prediction(predicted, **which, measured="rna")
+    stranger = predicted["adt"].copy()
+    stranger.obs_names = [f"other{i}" for i in range(40)]
+    with pytest.raises(ValueError, match="no cell has both"):
+        pl.prediction(predicted, **which, measured=stranger)
+
+
+def test_prediction_from_sources_in_another_order(predicted: md.MuData) -> None:
+    adata = predicted["adt_from_rna"].copy()
+    adata.uns["unitednet_prediction"]["source"] = np.array(["rna", "atac"])
+    made = md.MuData({"adt": predicted["adt"], "adt_from_rna+atac": adata})
+    axes = pl.prediction(made, source=["atac", "rna"], target="adt")
+    assert axes[0].get_ylabel() == "predicted from atac + rna"
+
+
+# --- transfer -----------------------------------------------------------------
+
+
+def test_transfer(mdata: md.MuData) -> None:
+    ax = pl.transfer(mdata)
+    assert ticks(ax, "y") == ["B", *GROUPS]
+    bars = [bar for bar in ax.patches if bar.get_height() != 0]
+    rows = {}
+    for bar in bars:
+        row = round(bar.get_y())
+        middle = bar.get_x() + bar.get_width() / 2
+        rows.setdefault(row, []).append((round(middle, 2), to_hex(bar.get_facecolor())))
+    assert rows == {
+        0: [(0.5, VERMILION), (0.9, BLUE)],
+        1: [(0.42, VERMILION), (0.82, BLUE)],
+        2: [(0.98, BLUE)],
+        3: [(0.98, BLUE)],
+    }
+    assert [bar.get_height() for bar in bars] == pytest.approx([-0.8] * 6)
+    assert [text.get_text() for text in ax.texts] == [
+        "2 cells, 50% unknown",
+        "2 cells, 50% unknown",
+        "1 cells, 0% unknown",
+        "1 cells, 0% unknown",
+    ]
+    check_layout(ax)
+
+
+def test_transfer_stacks_and_counts(mdata: md.MuData) -> None:
+    mdata.obsm["unitednet_label_probabilities"][:] = np.float32([0.7, 0.1, 0.1, 0.1])
+    mdata.obs["unitednet_label_confidence"] = np.float32(0.7)
+    labels = ["B", "unknown", "B", "B", "B", "unknown"]
+    mdata.obs["unitednet_label"] = pd.Categorical(labels)
+    ax = pl.transfer(mdata)
+    bars = {to_hex(bar.get_facecolor()): bar for bar in ax.patches if bar.get_height() != 0}
+    assert bars[VERMILION].get_height() == pytest.approx(-0.8 * 2 / 6)
+    assert bars[BLUE].get_height() == pytest.approx(-0.8 * 4 / 6)
+    assert bars[BLUE].get_y() == pytest.approx(-0.8 * 2 / 6)
+    assert [text.get_text() for text in ax.texts][1:] == ["no cell"] * 3
+
+
+def test_transfer_messages(mdata: md.MuData) -> None:
+    del mdata.obs["unitednet_label_confidence"]
+    with pytest.raises(ValueError, match=r"unitednet_label_confidence.*tl\.transfer_labels"):
+        pl.transfer(mdata)
+
+
+# --- all ----------------------------------------------------------------------
+
+
+def test_plots_change_nothing_and_work_from_a_file(mdata: md.MuData, tmp_path: object) -> None:
+    mdata.obs["truth"] = pd.Categorical(["B", "B", "CD4/CD8", "CD4/CD8", "γδ T", "B"])
+    mdata.write(f"{tmp_path}/results.h5mu")
+    read = md.read_h5mu(f"{tmp_path}/results.h5mu")
+    slots = set(read.uns), set(read.obs), set(read.obsm)
+    assert len(pl.history(read)) == 3
+    assert ticks(pl.modality_weights(read), "y") == ["rna", "adt"]
+    assert ticks(pl.relevance(read, modality="rna", n_top=1)[0], "x") == GROUPS
+    assert len(pl.cross_relevance(read, source="rna", target="adt")) == 3
+    assert ticks(pl.confusion(read, groupby="truth"), "y")[0] == "B (3)"
+    assert ticks(pl.transfer(read), "y") == ["B", *GROUPS]
+    assert (set(read.uns), set(read.obs), set(read.obsm)) == slots
+
+
+def test_names_are_never_mathematics(mdata: md.MuData) -> None:
+    mdata.uns["unitednet"]["relevance"]["groups"] = np.array(["a$_2$", "x^$2", "7"])
+    rna = pl.relevance(mdata, modality="rna")[0]
+    rna.get_figure().draw_without_rendering()
+    assert ticks(rna, "x")[0] == r"a\$_2\$"
+
+
+def test_neither_torch_nor_pyplot_is_needed_to_import() -> None:
+    code = (
+        "import sys, warnings; warnings.simplefilter('ignore'); import unitednet_mu.pl; "
+        "sys.exit(' '.join({'torch', 'matplotlib.pyplot'} & set(sys.modules)) or 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

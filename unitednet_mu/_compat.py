@@ -1,0 +1,99 @@
+"""What differs between releases of mudata, anndata and muon, and an undo for failed writes."""
+
+from __future__ import annotations
+
+import copy
+import importlib
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import mudata
+import pandas as pd
+from anndata import AnnData
+from mudata import MuData
+from scipy import sparse
+
+
+@contextmanager
+def quiet_update() -> Iterator[None]:
+    """Update a MuData without pulling columns up from its modalities.
+
+    mudata 0.3 pulls by default, with a warning; from mudata 0.4 on this does nothing. A user's
+    explicit choice in mudata 0.3 is honoured.
+    """
+    set_options = getattr(mudata, "set_options", None)
+    if set_options is None:
+        yield
+        return
+    before = set_options(pull_on_update=False).opts
+    if before["pull_on_update"] is not None:
+        set_options(**before)
+    try:
+        yield
+    finally:
+        # not `with set_options(...)`: leaving it logs through the root logger and configures that
+        set_options(**before)
+
+
+def copied(mdata: MuData) -> MuData:
+    """Return a copy that shares nothing with `mdata`, real even where `mdata` is a view."""
+    with quiet_update():
+        return mdata.copy()
+
+
+def make_real(mdata: MuData) -> None:
+    """Turn a view of a MuData, and views among its modalities, into data of their own."""
+    if mdata.is_view:
+        mdata._init_as_actual(copied(mdata))
+    for adata in mdata.mod.values():
+        if adata.is_view:
+            adata._init_as_actual(adata.copy())
+
+
+def import_muon(submodule: str) -> Any:
+    """Import ``muon.<submodule>`` without the warnings that importing muon 0.1 gives."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return importlib.import_module(f"muon.{submodule}")
+
+
+@contextmanager
+def undo_on_error(mdata: MuData) -> Iterator[None]:
+    """Put `mdata` and its modalities back as they were if the block fails, however it fails.
+
+    Replaced arrays, added or removed entries, columns and modalities are undone, and a view becomes
+    one again. Values changed inside an existing array, or inside a nested dictionary, are not:
+    replace these, never change them in place.
+    """
+    saved = [(thing, _contents(thing)) for thing in (mdata, *mdata.mod.values())]
+    try:
+        yield
+    except BaseException:
+        for thing, contents in saved:
+            thing.__dict__.clear()
+            thing.__dict__.update(contents)
+        raise
+
+
+def _contents(thing: MuData | AnnData) -> dict[str, Any]:
+    return {name: _shallow(value) for name, value in vars(thing).items()}
+
+
+def _shallow(value: Any) -> Any:
+    if isinstance(value, pd.DataFrame):
+        return value.copy(deep=False)
+    if isinstance(value, dict):
+        return copy.copy(value)
+    store = getattr(value, "_data", None)  # anndata's aligned mappings wrap a dictionary
+    if isinstance(store, dict):
+        clone = copy.copy(value)
+        clone._data = copy.copy(store)
+        return clone
+    return value
+
+
+def is_sparse(values: Any) -> bool:
+    """Whether `values` is a scipy sparse matrix or array."""
+    return bool(sparse.issparse(values))

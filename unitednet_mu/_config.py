@@ -1,0 +1,191 @@
+"""Frozen settings of the network and of its training, and their round trip through plain dictionaries."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, Self
+
+Likelihood = Literal["gaussian", "binary"]
+LIKELIHOODS: tuple[Likelihood, ...] = ("gaussian", "binary")
+ACTIVATIONS = ("leaky_relu", "relu", "elu", "gelu", "tanh", "softplus")
+
+#: Weight of each loss term (paper, Methods): 1 for the tasks, 0.1 for the rest; 0 switches a term off.
+LOSS_WEIGHTS: Mapping[str, float] = {
+    "reconstruction": 1.0,
+    "translation": 1.0,
+    "contrastive": 1.0,
+    "cross_entropy": 1.0,
+    "clustering": 0.1,
+    "entropy": 0.1,
+    "generator": 0.1,
+    "discriminator": 0.1,
+}
+
+
+class _Config:
+    """Dictionary round trip and overriding, shared by the settings below."""
+
+    @classmethod
+    def build(cls, value: Self | Mapping[str, Any] | None) -> Self:
+        """Return settings from settings, from a mapping of overrides, or the defaults.
+
+        Raises
+        ------
+        TypeError
+            `value` is neither.
+        ValueError
+            A name is unknown (the message lists those that exist) or a value is out of range.
+        """
+        if value is None:
+            return cls()
+        if isinstance(value, cls):
+            return value
+        if not isinstance(value, Mapping):
+            raise TypeError(
+                f"{cls.__name__}: expected {cls.__name__} or a mapping of overrides, found {type(value).__name__}."
+            )
+        names = [f.name for f in dataclasses.fields(cls)]  # type: ignore[arg-type]
+        unknown = sorted(set(value) - set(names))
+        if unknown:
+            raise ValueError(f"{cls.__name__}: unknown setting {unknown[0]!r}; settings are {names}.")
+        return cls(**value)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain dictionary of numbers, strings, lists and mappings."""
+        return {
+            name: list(value) if isinstance(value, tuple) else dict(value) if isinstance(value, Mapping) else value
+            for name, value in vars(self).items()
+        }
+
+
+def _require(condition: bool, name: str, expected: str, found: object) -> None:
+    if not condition:
+        raise ValueError(f"{name}: expected {expected}, found {found!r}.")
+
+
+@dataclass(frozen=True)
+class NetworkConfig(_Config):
+    """Shape of the network.
+
+    Parameters
+    ----------
+    n_latent
+        Number of code dimensions.
+    n_hidden
+        Width of each hidden layer of encoders (in this order) and decoders (reversed).
+    n_projector
+        Width of the projector between the fused code and a head's group logits.
+    n_heads
+        Number of heads trained side by side when groups are found without labels; the best is kept.
+    activation
+        Elementwise activation, one of ``leaky_relu``, ``relu``, ``elu``, ``gelu``, ``tanh``, ``softplus``.
+    batch_norm
+        Batch normalisation in the hidden layers. (Layer normalisation is not offered: DeepLIFT has no rule for
+        it, explanations through it would not add up.)
+    dropout
+        Share of hidden units dropped in training.
+    input_dropout
+        Share of input features dropped in training, which keeps the code from leaning on single features.
+    linear_path
+        A linear map beside each encoder's and decoder's hidden layers.
+    fusion
+        ``"modality"``: one learned weight per modality; ``"dimension"``: one per modality and code dimension.
+    """
+
+    n_latent: int = 32
+    n_hidden: tuple[int, ...] = (128,)
+    n_projector: int = 64
+    n_heads: int = 5
+    activation: str = "leaky_relu"
+    batch_norm: bool = True
+    dropout: float = 0.1
+    input_dropout: float = 0.1
+    linear_path: bool = True
+    fusion: Literal["modality", "dimension"] = "modality"
+
+    def __post_init__(self) -> None:
+        """Check ranges; lists become tuples."""
+        object.__setattr__(self, "n_hidden", tuple(int(width) for width in self.n_hidden))
+        for name in ("n_latent", "n_projector", "n_heads"):
+            _require(int(getattr(self, name)) >= 1, name, "an integer >= 1", getattr(self, name))
+        _require(bool(self.n_hidden) and min(self.n_hidden) >= 1, "n_hidden", "widths >= 1", self.n_hidden)
+        for name in ("dropout", "input_dropout"):
+            _require(0 <= getattr(self, name) < 1, name, "a share in [0, 1)", getattr(self, name))
+        _require(self.activation in ACTIVATIONS, "activation", f"one of {list(ACTIVATIONS)}", self.activation)
+        _require(self.fusion in ("modality", "dimension"), "fusion", "'modality' or 'dimension'", self.fusion)
+
+
+@dataclass(frozen=True)
+class TrainingConfig(_Config):
+    """How the network is trained.
+
+    Parameters
+    ----------
+    max_epochs
+        Largest number of epochs; ``None`` scales it with the number of cells.
+    batch_size
+        Cells per mini-batch; ``None`` scales it with the number of cells.
+    learning_rate, weight_decay
+        Of AdamW, with a one-cycle schedule over the epochs.
+    gradient_clip
+        Largest Euclidean norm of a step's gradient.
+    validation_fraction
+        Share of cells held out for early stopping, calibration and the expected accuracy of predictions.
+    patience
+        Epochs without a better held-out loss before training stops and the best state is restored.
+    loss_weights
+        Overrides of the weight of each term; 0 switches it off. Terms: ``reconstruction``, ``translation``,
+        ``contrastive``, ``cross_entropy``, ``clustering``, ``entropy``, ``generator``, ``discriminator``.
+    temperature
+        Of the contrastive loss.
+    modality_dropout
+        Probability with which a cell's modality is hidden from the fused code in training, so that groups are
+        identified from any subset.
+    alternate
+        Tasks take turns, each with a step of its own per mini-batch (the paper's schedule); ``False`` sums them.
+    start
+        Where the heads start when groups are found without labels: ``"leiden"`` or ``"kmeans"`` on the codes
+        after a warm-up, or ``"random"``.
+    warmup
+        Share of the epochs before the groups start.
+    """
+
+    max_epochs: int | None = None
+    batch_size: int | None = None
+    learning_rate: float = 2e-3
+    weight_decay: float = 0.05
+    gradient_clip: float = 5.0
+    validation_fraction: float = 0.1
+    patience: int = 30
+    loss_weights: Mapping[str, float] = field(default_factory=dict)
+    temperature: float = 0.1
+    modality_dropout: float = 0.2
+    alternate: bool = True
+    start: Literal["leiden", "kmeans", "random"] = "leiden"
+    warmup: float = 0.5
+
+    def __post_init__(self) -> None:
+        """Check ranges and fill in the default loss weights."""
+        unknown = sorted(set(self.loss_weights) - set(LOSS_WEIGHTS))
+        if unknown:
+            raise ValueError(f"loss_weights: unknown term {unknown[0]!r}; terms are {list(LOSS_WEIGHTS)}.")
+        weights = {**LOSS_WEIGHTS, **{name: float(value) for name, value in self.loss_weights.items()}}
+        for name, value in weights.items():
+            _require(0 <= value < float("inf"), f"loss_weights[{name!r}]", "a finite number >= 0", value)
+        object.__setattr__(self, "loss_weights", weights)
+        for name in ("max_epochs", "batch_size"):
+            value = getattr(self, name)
+            _require(value is None or value >= 1, name, "None or an integer >= 1", value)
+        for name in ("learning_rate", "gradient_clip", "temperature"):
+            _require(getattr(self, name) > 0, name, "a number > 0", getattr(self, name))
+        _require(self.weight_decay >= 0, "weight_decay", "a number >= 0", self.weight_decay)
+        _require(self.patience >= 1, "patience", "an integer >= 1", self.patience)
+        for name in ("validation_fraction", "modality_dropout", "warmup"):
+            _require(0 <= getattr(self, name) < 1, name, "a share in [0, 1)", getattr(self, name))
+        _require(self.start in ("leiden", "kmeans", "random"), "start", "leiden, kmeans or random", self.start)
+
+    def weight(self, term: str) -> float:
+        """Weight of a loss term."""
+        return self.loss_weights[term]

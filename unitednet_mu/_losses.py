@@ -1,0 +1,99 @@
+"""The loss terms of the paper (Methods, "Loss functions"), pure functions of tensors, one per term."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ._config import Likelihood
+
+_EPS = 1e-9
+
+
+def prediction_loss(predictor: Tensor, target: Tensor, likelihood: Likelihood) -> Tensor:
+    """Reconstruction and translation: mean squared error, or binary cross-entropy at the logit.
+
+    Parameters
+    ----------
+    predictor, target
+        Cells x features; `target` standardised where continuous, 0/1 where binary.
+    """
+    if likelihood == "binary":
+        return F.binary_cross_entropy_with_logits(predictor, target)
+    return F.mse_loss(predictor, target)
+
+
+def contrastive_loss(a: Tensor, b: Tensor, groups: Tensor, temperature: float) -> Tensor:
+    """Codes of the same cell attract across modalities, those of cells of other groups repel.
+
+    NT-Xent on cosine similarity, both directions; cells of the anchor's own group are no negatives.
+
+    Parameters
+    ----------
+    a, b
+        Codes of two modalities of the same cells, cells x n_latent.
+    groups
+        Group of each cell, negative where unknown (an unknown group differs from every other).
+    """
+    similarity = F.normalize(a, dim=1) @ F.normalize(b, dim=1).T / temperature
+    same = (groups[:, None] == groups[None, :]) & (groups[:, None] >= 0)
+    same.fill_diagonal_(False)
+    masked = similarity.masked_fill(same, -torch.inf)
+    target = torch.arange(len(a), device=a.device)
+    return (F.cross_entropy(masked, target) + F.cross_entropy(masked.T, target)) / 2
+
+
+def cross_entropy_loss(logits: Tensor, labels: Tensor, class_weights: Tensor) -> Tensor:
+    """Class-balanced cross-entropy over the labelled cells (label >= 0); zero where none is labelled."""
+    labelled = labels >= 0
+    if not bool(labelled.any()):
+        return logits.sum() * 0.0
+    return F.cross_entropy(logits[labelled], labels[labelled], weight=class_weights)
+
+
+def _gaussian_kernel(x: Tensor, relative_width: float = 0.15) -> Tensor:
+    distance = torch.cdist(x, x).square()
+    width = relative_width * distance.detach().median().clamp_min(_EPS)
+    return torch.exp(-distance / (2 * width))
+
+
+def _mean_overlap(assignment: Tensor, kernel: Tensor) -> Tensor:
+    """Mean over pairs of groups of their normalised overlap under the kernel (Cauchy-Schwarz divergence)."""
+    k = assignment.shape[1]
+    overlap = assignment.T @ kernel @ assignment
+    norm = torch.sqrt((overlap.diagonal()[:, None] * overlap.diagonal()[None, :]).clamp_min(_EPS**2))
+    return torch.triu(overlap / norm, 1).sum() * 2 / (k * (k - 1))
+
+
+def clustering_loss(probabilities: Tensor, projected: Tensor) -> Tensor:
+    """Deep divergence clustering (Kampffmeyer et al. 2019): groups separate, compact, near one-hot corners.
+
+    Parameters
+    ----------
+    probabilities
+        Group probabilities, cells x groups (at least two groups).
+    projected
+        The projected layer of the head, cells x n_projector.
+    """
+    n, k = probabilities.shape
+    kernel = _gaussian_kernel(projected)
+    corners = torch.exp(-torch.cdist(probabilities, torch.eye(k, device=probabilities.device)).square())
+    orthogonality = torch.triu(probabilities @ probabilities.T, 1).sum() * 2 / max(n * (n - 1), 1)
+    return _mean_overlap(probabilities, kernel) + orthogonality + _mean_overlap(corners, kernel)
+
+
+def entropy_loss(probabilities: Tensor) -> Tensor:
+    """Negative entropy of the mean assignment, which keeps all groups in use."""
+    mean = probabilities.mean(0)
+    return (mean * torch.log(mean.clamp_min(_EPS))).sum()
+
+
+def discriminator_loss(real: Tensor, fake: Tensor) -> Tensor:
+    """Least-squares GAN, the discriminator's side: real scores towards 1, decoded ones towards 0."""
+    return (F.mse_loss(real, torch.ones_like(real)) + F.mse_loss(fake, torch.zeros_like(fake))) / 2
+
+
+def generator_loss(fake: Tensor) -> Tensor:
+    """Least-squares GAN, the decoders' side: decoded scores towards 1."""
+    return F.mse_loss(fake, torch.ones_like(fake))

@@ -1,0 +1,204 @@
+"""The multi-task network: encoders, fusion, decoders, discriminators and heads. It never sees a MuData."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ._config import Likelihood, NetworkConfig
+
+_ACTIVATIONS: dict[str, type[nn.Module]] = {
+    "leaky_relu": nn.LeakyReLU,
+    "relu": nn.ReLU,
+    "elu": nn.ELU,
+    "gelu": nn.GELU,
+    "tanh": nn.Tanh,
+    "softplus": nn.Softplus,
+}
+
+
+@dataclass(frozen=True)
+class ModalityShape:
+    """What the network has to know of a modality: number of features and kind of values."""
+
+    n_features: int
+    likelihood: Likelihood
+
+
+def _activated(width: int, config: NetworkConfig) -> list[nn.Module]:
+    """Layers behind a linear one: normalise, activate (one instance per place, as shap needs), drop."""
+    layers: list[nn.Module] = [nn.BatchNorm1d(width)] if config.batch_norm else []
+    return [*layers, _ACTIVATIONS[config.activation](), nn.Dropout(config.dropout)]
+
+
+class Standardiser(nn.Module):
+    """Fixed affine map of a modality to zero mean and unit variance, from statistics of training cells."""
+
+    mean: Tensor
+    scale: Tensor
+
+    def __init__(self, n_features: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(n_features))
+        self.register_buffer("scale", torch.ones(n_features))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Standardise `x`, cells x features."""
+        return (x - self.mean) / self.scale
+
+    def inverse(self, x: Tensor) -> Tensor:
+        """Back to the user's units."""
+        return x * self.scale + self.mean
+
+
+class Encoder(nn.Module):
+    """Standardised features to a code: one wide linear layer feeds the hidden layers and the linear path."""
+
+    def __init__(self, n_features: int, config: NetworkConfig) -> None:
+        super().__init__()
+        self.n_hidden = config.n_hidden[0]
+        self.drop = nn.Dropout(config.input_dropout)
+        self.wide = nn.Linear(n_features, self.n_hidden + (config.n_latent if config.linear_path else 0))
+        layers = _activated(self.n_hidden, config)
+        for n_in, n_out in zip(config.n_hidden[:-1], config.n_hidden[1:], strict=True):
+            layers += [nn.Linear(n_in, n_out), *_activated(n_out, config)]
+        self.deep = nn.Sequential(*layers, nn.Linear(config.n_hidden[-1], config.n_latent))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Code of `x`, cells x n_latent."""
+        hidden = self.wide(self.drop(x))
+        code: Tensor = self.deep(hidden[:, : self.n_hidden])
+        return code + hidden[:, self.n_hidden :] if hidden.shape[1] > self.n_hidden else code
+
+
+class Decoder(nn.Module):
+    """A code (and the cell's batch, one-hot) to one value per feature, on the scale of the link."""
+
+    def __init__(self, n_features: int, n_batches: int, config: NetworkConfig) -> None:
+        super().__init__()
+        widths = config.n_hidden[::-1]
+        n_in = config.n_latent + n_batches
+        self.linear_path = config.linear_path
+        layers: list[nn.Module] = []
+        for n_from, n_to in zip((n_in, *widths[:-1]), widths, strict=True):
+            layers += [nn.Linear(n_from, n_to), *_activated(n_to, config)]
+        self.deep = nn.Sequential(*layers)
+        self.wide = nn.Linear(widths[-1] + (n_in if config.linear_path else 0), n_features)
+
+    def forward(self, code: Tensor) -> Tensor:
+        """Linear predictor of every feature, cells x n_features."""
+        hidden = self.deep(code)
+        return self.wide(torch.cat([hidden, code], 1) if self.linear_path else hidden)  # type: ignore[no-any-return]
+
+
+class Fusion(nn.Module):
+    """Weighted mean of the observed modalities' codes; softmax weights, renormalised per cell."""
+
+    def __init__(self, n_modalities: int, config: NetworkConfig) -> None:
+        super().__init__()
+        width = config.n_latent if config.fusion == "dimension" else 1
+        self.logits = nn.Parameter(torch.zeros(n_modalities, width))
+
+    def weights(self, observed: Tensor) -> Tensor:
+        """Weights of each cell, cells x modalities x (1 or n_latent); zero where not observed."""
+        logits = self.logits.unsqueeze(0).masked_fill(~observed.unsqueeze(2), -torch.inf)
+        return torch.softmax(logits, 1)
+
+    def forward(self, codes: Tensor, observed: Tensor) -> Tensor:
+        """Fuse `codes` (cells x modalities x n_latent) over `observed` (cells x modalities, bool)."""
+        return (self.weights(observed) * codes).sum(1)
+
+
+class Discriminator(nn.Module):
+    """Scores how real a modality's values look (least-squares GAN)."""
+
+    def __init__(self, n_features: int, config: NetworkConfig) -> None:
+        super().__init__()
+        width = config.n_hidden[0]
+        self.layers = nn.Sequential(nn.Linear(n_features, width), nn.LeakyReLU(0.2), nn.Linear(width, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Score of each cell, cells x 1."""
+        return self.layers(x)  # type: ignore[no-any-return]
+
+
+class Head(nn.Module):
+    """Fused code to group logits, by way of a projected layer that the clustering loss also reads."""
+
+    def __init__(self, n_groups: int, config: NetworkConfig) -> None:
+        super().__init__()
+        self.project = nn.Sequential(
+            nn.Linear(config.n_latent, config.n_projector), *_activated(config.n_projector, config)
+        )
+        self.logits = nn.Linear(config.n_projector, n_groups)
+
+    def forward(self, fused: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the group logits (cells x groups) and the projected layer (cells x n_projector)."""
+        projected = self.project(fused)
+        return self.logits(projected), projected
+
+
+class UnitedNetwork(nn.Module):
+    """Encoders, fusion, decoders, discriminators and heads of all modalities (paper, Fig. 1 and Methods).
+
+    Parameters
+    ----------
+    shapes
+        Features and kind of values of each modality, in the model's order.
+    n_groups
+        Number of groups of a head.
+    n_batches
+        Number of batches that decoders are conditioned on; 0 for none.
+    config
+        Sizes and parts.
+    """
+
+    temperature: Tensor
+
+    def __init__(
+        self, shapes: Sequence[ModalityShape], n_groups: int, n_batches: int, config: NetworkConfig
+    ) -> None:
+        super().__init__()
+        self.shapes, self.n_batches, self.config = tuple(shapes), n_batches, config
+        self.standardisers = nn.ModuleList(Standardiser(s.n_features) for s in shapes)
+        self.encoders = nn.ModuleList(Encoder(s.n_features, config) for s in shapes)
+        self.fusion = Fusion(len(shapes), config)
+        self.decoders = nn.ModuleList(Decoder(s.n_features, n_batches, config) for s in shapes)
+        self.discriminators = nn.ModuleList(Discriminator(s.n_features, config) for s in shapes)
+        self.new_heads(n_groups, 1)
+        self.register_buffer("temperature", torch.ones(()))
+
+    def new_heads(self, n_groups: int, n_heads: int) -> None:
+        """Replace the heads by `n_heads` fresh ones for `n_groups` groups."""
+        self.n_groups = n_groups
+        device = self.fusion.logits.device
+        self.heads = nn.ModuleList(Head(n_groups, self.config) for _ in range(n_heads)).to(device)
+
+    def encode(self, m: int, x: Tensor) -> Tensor:
+        """Code of modality `m` from values in the user's units, cells x n_latent."""
+        return self.encoders[m](self.standardisers[m](x))  # type: ignore[no-any-return]
+
+    def decode(self, m: int, code: Tensor, batch: Tensor | None = None) -> Tensor:
+        """Linear predictor of modality `m` (standardised values, or logits where binary).
+
+        `batch` is one-hot (or a mixture), cells x n_batches; needed where decoders are batch-conditioned.
+        """
+        if self.n_batches:
+            if batch is None:
+                raise ValueError("decode: the decoders are conditioned on the batch, found batch=None.")
+            code = torch.cat([code, batch], 1)
+        return self.decoders[m](code)  # type: ignore[no-any-return]
+
+    def to_units(self, m: int, predictor: Tensor) -> Tensor:
+        """A decoder's linear predictor in the user's units (probabilities where binary)."""
+        if self.shapes[m].likelihood == "binary":
+            return torch.sigmoid(predictor)
+        return self.standardisers[m].inverse(predictor)  # type: ignore[operator,no-any-return]
+
+    def group_logits(self, fused: Tensor) -> Tensor:
+        """Calibrated group logits of the kept head, cells x n_groups."""
+        logits, _ = self.heads[0](fused)
+        return logits / self.temperature  # type: ignore[no-any-return]

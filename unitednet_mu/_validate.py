@@ -1,0 +1,167 @@
+"""Checks of what a user hands in; every error says what was expected, found and available, and what to do."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+from mudata import MuData
+
+from ._keys import PREDICTED_MARK
+
+
+def _some(names: Iterable[Any], limit: int = 10) -> str:
+    names = [str(name) for name in names]
+    more = f", ... ({len(names)} in all)" if len(names) > limit else ""
+    return "[" + ", ".join(repr(name) for name in names[:limit]) + more + "]"
+
+
+def unknown_name(kind: str, name: object, available: Iterable[Any], todo: str = "") -> str:
+    """Message for a name that does not exist: what was asked for, what exists, the nearest match."""
+    available = [str(a) for a in available]
+    close = difflib.get_close_matches(str(name), available, n=1)
+    hint = f" Did you mean {close[0]!r}?" if close else ""
+    return f"{kind} {name!r} not found; available: {_some(available, 30)}.{hint}{' ' + todo if todo else ''}"
+
+
+def check_mudata(mdata: object, argument: str = "mdata") -> MuData:
+    """Return `mdata` if it is a MuData that shares cells (axis 0), with unique names, and is not empty.
+
+    Raises
+    ------
+    TypeError
+        Not a MuData.
+    ValueError
+        Features shared instead of cells (``axis=1``), duplicate names, no cells or no modalities.
+    """
+    if isinstance(mdata, AnnData):
+        raise TypeError(
+            f"{argument}: expected a MuData, found an AnnData. Wrap it: mudata.MuData({{'rna': adata, ...}})."
+        )
+    if not isinstance(mdata, MuData):
+        raise TypeError(
+            f"{argument}: expected a MuData, found {type(mdata).__name__}. Read a file with mudata.read_h5mu(path)."
+        )
+    if mdata.axis != 0:
+        raise ValueError(
+            f"{argument}: expected a MuData whose modalities share cells (axis=0), found axis={mdata.axis}."
+        )
+    if not mdata.mod:
+        raise ValueError(f"{argument}: expected at least one modality, found none.")
+    if mdata.n_obs == 0:
+        raise ValueError(f"{argument}: expected cells, found none (n_obs = 0).")
+    _check_unique(mdata.obs_names, f"{argument}: cell names")
+    for name, adata in mdata.mod.items():
+        if isinstance(adata, MuData):
+            raise TypeError(f"{argument}: modality {name!r} is a MuData itself; nested MuData are not supported.")
+        if "/" in name:
+            raise ValueError(f"{argument}: modality name {name!r} holds '/', which HDF5 nests silently. Rename it.")
+        _check_unique(adata.obs_names, f"{argument}: cell names of modality {name!r}")
+    return mdata
+
+
+def _check_unique(names: pd.Index, what: str) -> None:
+    if not names.is_unique:
+        duplicated = names[names.duplicated()].unique()
+        raise ValueError(
+            f"{what}: expected unique names, found {len(duplicated)} duplicated, {_some(duplicated, 3)}. "
+            "Make them unique (obs_names_make_unique / var_names_make_unique)."
+        )
+
+
+def is_predicted(adata: AnnData) -> bool:
+    """Whether a modality was made by this package."""
+    return PREDICTED_MARK in adata.uns
+
+
+def measured_modalities(mdata: MuData) -> list[str]:
+    """Names of the modalities that were measured, in order."""
+    return [name for name, adata in mdata.mod.items() if not is_predicted(adata)]
+
+
+def check_modalities(mdata: MuData, modalities: Sequence[str] | None) -> list[str]:
+    """Return the modalities to use: those named, or all that were measured.
+
+    Raises
+    ------
+    ValueError
+        A name is unknown, repeated, or belongs to a modality that this package predicted; none is left.
+    """
+    measured = measured_modalities(mdata)
+    chosen = measured if modalities is None else [modalities] if isinstance(modalities, str) else list(modalities)
+    for name in chosen:
+        if name in mdata.mod and name not in measured:
+            raise ValueError(
+                f"modality {name!r} was predicted by unitednet_mu and is never trained on; measured: {measured}."
+            )
+        if name not in mdata.mod:
+            raise ValueError(unknown_name("modality", name, measured))
+    if len(set(chosen)) != len(chosen):
+        raise ValueError(f"modalities: expected each name once, found {chosen}.")
+    if not chosen:
+        raise ValueError("modalities: expected at least one measured modality, found none.")
+    return chosen
+
+
+def per_modality(value: Any, modalities: Sequence[str], argument: str) -> dict[str, Any]:
+    """Spread one value, or a mapping ``{modality: value}``, over the modalities (None where not named)."""
+    if not isinstance(value, Mapping):
+        return dict.fromkeys(modalities, value)
+    for name in value:
+        if name not in modalities:
+            raise ValueError(unknown_name(f"{argument}: modality", name, modalities))
+    return {name: value.get(name) for name in modalities}
+
+
+def obs_column(mdata: MuData, key: str, argument: str) -> pd.Series:
+    """Column of `mdata.obs`, or of the modalities' own `.obs` where the global one lacks it, by cell.
+
+    ``"cell_type"`` and ``"rna:cell_type"`` both work. Where modalities hold the column, each cell takes the
+    first modality's value that is not missing; two modalities that disagree are an error.
+    """
+    if key in mdata.obs:
+        return mdata.obs[key]
+    modality, _, column = key.partition(":")
+    if column and modality in mdata.mod and column in mdata.mod[modality].obs:
+        return mdata.mod[modality].obs[column].reindex(mdata.obs_names)
+    found = [a.obs[key].reindex(mdata.obs_names).astype(object) for a in mdata.mod.values() if key in a.obs]
+    if not found:
+        columns = [*mdata.obs.columns, *(f"{m}:{c}" for m, a in mdata.mod.items() for c in a.obs.columns)]
+        raise ValueError(unknown_name(f"{argument}: column", key, dict.fromkeys(columns)))
+    merged = found[0]
+    for other in found[1:]:
+        both = merged.notna() & other.notna()
+        if bool((merged[both].astype(str) != other[both].astype(str)).any()):
+            raise ValueError(
+                f"{argument}: modalities disagree on {key!r} for some cells. Put one column into mdata.obs."
+            )
+        merged = merged.where(merged.notna(), other)
+    return merged
+
+
+def as_names(column: pd.Series) -> tuple[np.ndarray, np.ndarray]:
+    """Return codes (int64, -1 where missing) and the names of the levels in use, as strings.
+
+    Levels keep their categorical order, others are sorted. Names that differ as values and not as text
+    (``1`` and ``"1"``) are an error.
+    """
+    values = column.astype("category").cat.remove_unused_categories()
+    names = np.asarray([str(level) for level in values.cat.categories], dtype=object)
+    if len(set(names)) != len(names):
+        raise ValueError(f"column {column.name!r}: levels are not distinct as text: {_some(names)}.")
+    return values.cat.codes.to_numpy(np.int64, copy=True), names
+
+
+def check_labels(codes: np.ndarray, names: np.ndarray, labels_key: str) -> None:
+    """Refuse labels that cannot be learned: all missing, or one class only."""
+    if not len(names):
+        raise ValueError(f"labels_key={labels_key!r}: expected labels, found every value missing.")
+    if len(names) == 1:
+        raise ValueError(
+            f"labels_key={labels_key!r}: expected at least two classes, found one, {names[0]!r}. "
+            "Use n_groups to find groups without labels."
+        )

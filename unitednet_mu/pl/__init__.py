@@ -1,0 +1,19 @@
+"""Plots of stored results; each returns its axes, and none needs torch."""
+
+from ._confusion import confusion
+from ._cross_relevance import cross_relevance
+from ._history import history
+from ._modality_weights import modality_weights
+from ._prediction import prediction
+from ._relevance import relevance
+from ._transfer import transfer
+
+__all__ = [
+    "confusion",
+    "cross_relevance",
+    "history",
+    "modality_weights",
+    "prediction",
+    "relevance",
+    "transfer",
+]

@@ -1,0 +1,175 @@
+"""True groups against predicted ones."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+from mudata import MuData
+from numpy.typing import NDArray
+from scipy.optimize import linear_sum_assignment
+
+from .._keys import DEFAULT_STEM, UNKNOWN, Keys
+from .._validate import check_mudata
+from ..get._slots import command
+from ._columns import text_column
+from ._style import LABEL, SEQUENTIAL, TICK, TITLE, name_ticks, one_axes
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+#: Matrices up to this many rows and columns get a number in every cell.
+NUMBERED = 20
+
+
+def confusion(
+    mdata: MuData,
+    *,
+    groupby: str,
+    predicted: str | None = None,
+    normalize: bool = True,
+    match: bool | None = None,
+    key_added: str = DEFAULT_STEM,
+    ax: Axes | None = None,
+) -> Axes:
+    """Confusion matrix of true groups (rows) and predicted ones (columns).
+
+    Cells without a true or predicted group are left out. The title gives accuracy, balanced
+    accuracy (mean over true groups) and the number of cells; ``"unknown"`` counts as wrong.
+
+    Parameters
+    ----------
+    mdata
+        A MuData with results, or the query that labels were transferred to.
+    groupby
+        `.obs` column of the true groups.
+    predicted
+        `.obs` column of the predicted ones; by default the transferred labels, where there are none
+        the identified groups.
+    normalize
+        Whether to show shares of each true group instead of numbers of cells.
+    match
+        Whether to pair predicted groups with true ones so that most cells agree (Hungarian method),
+        as unsupervised groups need. By default only if they share no name; the numbers that
+        unsupervised groups are called by are no names.
+    key_added
+        The stem that the results were stored under.
+    ax
+        Axes to draw in; new ones by default.
+
+    Returns
+    -------
+    matplotlib.axes.Axes
+        The axes with the matrix.
+
+    Raises
+    ------
+    TypeError
+        `mdata` is not a MuData.
+    ValueError
+        A column does not exist, nothing was predicted yet, or no cell has both groups.
+
+    Examples
+    --------
+    >>> import unitednet_mu as un
+    >>> un.tl.transfer_labels(query, mdata)  # doctest: +SKIP
+    >>> un.pl.confusion(query, groupby="cell_type")  # doctest: +SKIP
+    """
+    column = _predicted_column(mdata, key_added) if predicted is None else predicted
+    true, found = text_column(mdata, groupby, "groupby"), text_column(mdata, column, "predicted")
+    counts = _count(true, found, groupby, column)
+    labels = column == Keys(key_added).label
+    matched = _have_own_names(counts, labels=labels) if match is None else match
+    counts, agree = _match_groups(counts) if matched else _match_names(counts)
+    ax = _draw(counts, normalize=normalize, ax=ax)
+    ax.set_ylabel(f"true ({groupby})", fontsize=LABEL)
+    ax.set_xlabel(f"predicted ({column})", fontsize=LABEL)
+    ax.set_title(_accuracy(counts, agree, matched=matched), fontsize=TITLE)
+    return ax
+
+
+def _predicted_column(mdata: MuData, key_added: str) -> str:
+    keys = Keys(key_added)
+    for name in (keys.label, keys.group):
+        if name in check_mudata(mdata).obs:
+            return name
+    transfer = command("transfer_labels", "query", "reference", key_added=key_added)
+    integrate = command("integrate", "mdata", key_added=key_added)
+    raise ValueError(
+        f"neither .obs[{keys.label!r}] nor .obs[{keys.group!r}] is stored; "
+        f"run {transfer} or {integrate} first, or name a column with predicted=."
+    )
+
+
+def _count(true: pd.Series, found: pd.Series, groupby: str, column: str) -> pd.DataFrame:
+    both = (true.notna() & found.notna()).to_numpy()
+    if not both.any():
+        raise ValueError(f"no cell has both {groupby!r} and {column!r}.")
+    counts = pd.crosstab(true[both], found[both])
+    counts.index, counts.columns = counts.index.astype(str), counts.columns.astype(str)
+    return counts
+
+
+def _have_own_names(counts: pd.DataFrame, *, labels: bool) -> bool:
+    """Return whether no predicted name is a true one; numbers count only among labels."""
+    shared = set(counts.columns) & set(counts.index) - {UNKNOWN}
+    return not (shared if labels else any(not name.isdigit() for name in shared))
+
+
+def _match_names(counts: pd.DataFrame) -> tuple[pd.DataFrame, NDArray[Any]]:
+    """Return columns in the order of the rows, others after; and each row's agreeing cells."""
+    true = list(counts.index)
+    others = [name for name in counts.columns if name not in true]
+    table = counts.reindex(columns=true + _unknown_last(others), fill_value=0)
+    return table, np.diagonal(table.to_numpy())
+
+
+def _match_groups(counts: pd.DataFrame) -> tuple[pd.DataFrame, NDArray[Any]]:
+    """Return columns in the order of the rows that they match; and each row's agreeing cells."""
+    names = [name for name in counts.columns if name != UNKNOWN]
+    cells = counts[names].to_numpy()
+    rows, matches = linear_sum_assignment(cells, maximize=True)
+    agree = np.zeros(len(counts), dtype=int)
+    agree[rows] = cells[rows, matches]
+    first = [names[int(match)] for match in matches]
+    others = [name for name in counts.columns if name not in first]
+    return counts[first + _unknown_last(others)], agree
+
+
+def _unknown_last(names: list[str]) -> list[str]:
+    return sorted(names, key=lambda name: name == UNKNOWN)
+
+
+def _accuracy(counts: pd.DataFrame, agree: NDArray[Any], *, matched: bool) -> str:
+    totals = counts.to_numpy().sum(axis=1)
+    after = " after matching" if matched else ""
+    accuracy, balanced = agree.sum() / totals.sum(), (agree / totals).mean()
+    return f"accuracy {accuracy:.2f}, balanced {balanced:.2f}{after}, n = {totals.sum():,}"
+
+
+def _draw(counts: pd.DataFrame, *, normalize: bool, ax: Axes | None) -> Axes:
+    numbers = counts.to_numpy()
+    totals = numbers.sum(axis=1, keepdims=True)
+    values = numbers / totals if normalize else numbers
+    largest = 1.0 if normalize else float(numbers.max())
+    n_rows, n_columns = values.shape
+    ax = one_axes(ax, size=(2.4 + 0.34 * n_columns, 1.5 + 0.3 * n_rows))
+    drawn = ax.imshow(values, cmap=SEQUENTIAL, vmin=0, vmax=largest, aspect="auto")
+    rows = [f"{name} ({total:,})" for name, total in zip(counts.index, totals.ravel(), strict=True)]
+    name_ticks(ax, x=list(counts.columns), y=rows)
+    if max(values.shape) <= NUMBERED:
+        _write_numbers(ax, values, largest, normalize=normalize)
+    scale = ax.figure.colorbar(drawn, ax=ax, shrink=0.7, pad=0.02)
+    scale.set_label("share of the true group" if normalize else "cells", fontsize=LABEL)
+    scale.ax.tick_params(labelsize=TICK)
+    return ax
+
+
+def _write_numbers(ax: Axes, values: NDArray[Any], largest: float, *, normalize: bool) -> None:
+    for (row, column), value in np.ndenumerate(values):
+        if value == 0:
+            continue
+        text = f"{value:.2f}".removeprefix("0") if normalize else f"{value:d}"
+        colour = "#FFFFFF" if value > 0.6 * largest else "#000000"
+        ax.text(column, row, text, ha="center", va="center", color=colour, fontsize=6)

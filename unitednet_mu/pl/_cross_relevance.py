@@ -1,0 +1,115 @@
+"""Cross-modal relevance: which features of one modality drive which of another, within a group."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+import pandas as pd
+from mudata import MuData
+
+from .._keys import DEFAULT_STEM
+from ..get._cross_relevance import cross_relevance as get_cross_relevance
+from ..get._cross_relevance import read_cross_relevance, source_names
+from ..get._slots import check_n_top, choose
+from ._matrix import add_colour_scale, draw_cells
+from ._style import LABEL, TITLE, check_option, literal, name_ticks, panels, symmetric_limit
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+
+def cross_relevance(
+    mdata: MuData,
+    *,
+    source: str | Sequence[str],
+    target: str,
+    group: str | Sequence[str] | None = None,
+    n_top: int = 30,
+    kind: Literal["heatmap"] = "heatmap",
+    key_added: str = DEFAULT_STEM,
+    ax: Axes | None = None,
+) -> list[Axes]:
+    """Heat map of the strongest cross-modal relations, one panel a group.
+
+    The strongest `n_top` pairs of a group name its rows (features of the source) and columns
+    (features of the target), the strongest first; everything stored between them is drawn. Colour
+    is the signed mean over the group's cells, the same scale in all panels; grey pairs are not
+    stored.
+
+    Parameters
+    ----------
+    mdata
+        A MuData explained by `tl.explain` with `source` and `target`.
+    source
+        The modality, or modalities, that the prediction was made from.
+    target
+        The modality that was predicted.
+    group
+        The group or groups to draw; all by default.
+    n_top
+        Number of strongest pairs of each group, by mean absolute relevance.
+    kind
+        How to draw; ``"heatmap"``.
+    key_added
+        The stem that the results were stored under.
+    ax
+        Axes to draw in, where one group is drawn; new ones by default.
+
+    Returns
+    -------
+    list of matplotlib.axes.Axes
+        One a group.
+
+    Raises
+    ------
+    TypeError
+        `mdata` is not a MuData.
+    ValueError
+        This pair of modalities was not explained, a group or kind is unknown, `n_top` is not
+        positive, or `ax` is given for several groups.
+
+    Examples
+    --------
+    >>> import unitednet_mu as un
+    >>> un.tl.explain(mdata, source="rna", target="adt")  # doctest: +SKIP
+    >>> un.pl.cross_relevance(mdata, source="rna", target="adt", group="B")  # doctest: +SKIP
+    """
+    check_option("kind", kind, ("heatmap",))
+    check_n_top(n_top)
+    which: dict[str, Any] = {"source": source, "target": target, "key_added": key_added}
+    groups = choose(read_cross_relevance(mdata, **which).groups, group, "group")
+    tables = [_square(get_cross_relevance(mdata, group=name, **which), n_top) for name in groups]
+    names = " + ".join(source_names(source)), target
+    return _draw(groups, tables, names, ax)
+
+
+def _square(pairs: pd.DataFrame, n_top: int) -> pd.DataFrame:
+    """Return signed values between the features of the strongest pairs, strongest first."""
+    top = pairs[pairs["rank"] <= n_top]
+    rows, columns = (
+        list(top.groupby(name)["absolute"].sum().sort_values(ascending=False, kind="stable").index)
+        for name in ("feature", "target_feature")
+    )
+    inside = pairs[pairs["feature"].isin(rows) & pairs["target_feature"].isin(columns)]
+    table = inside.pivot(index="feature", columns="target_feature", values="value")
+    return table.reindex(index=rows, columns=columns)
+
+
+def _draw(
+    groups: Sequence[str], tables: Sequence[pd.DataFrame], names: tuple[str, str], ax: Axes | None
+) -> list[Axes]:
+    n_rows, n_columns = (max(table.shape[axis] for table in tables) for axis in (0, 1))
+    size = (1.4 + 0.16 * max(n_columns, 6), 1.5 + 0.16 * max(n_rows, 6))
+    figure, axes = panels(len(tables), ax, panel=size, n_columns=3, narrow="group=")
+    limit = symmetric_limit(tables)
+    source, target = literal(names[0]), literal(names[1])
+    for axis, name, table in zip(axes, groups, tables, strict=True):
+        drawn = draw_cells(axis, table.to_numpy(dtype=float), limit)
+        name_ticks(axis, x=list(table.columns), y=list(table.index))
+        axis.set_title(literal(name), fontsize=TITLE, fontweight="bold")
+        axis.set_xlabel(target, fontsize=LABEL)
+        axis.set_ylabel(source, fontsize=LABEL)
+    label = f"mean relevance of {source} for {target}\n(grey: not stored)"
+    add_colour_scale(figure, axes, drawn, label)
+    return axes

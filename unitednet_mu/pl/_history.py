@@ -1,0 +1,145 @@
+"""Training and validation curves."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+from mudata import MuData
+
+from .._keys import DEFAULT_STEM
+from ..get import history as get_history
+from ..get._slots import choose
+from ._style import CATEGORIES, LABEL, TICK, TITLE, new_figure
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+#: Prefix of the columns, name in the legend, and look of the curve.
+CURVES: tuple[tuple[str, str, dict[str, Any]], ...] = (
+    ("train", "training cells", {"color": CATEGORIES[0], "linestyle": "-"}),
+    ("val", "held-out cells", {"color": CATEGORIES[1], "linestyle": "--"}),
+)
+PHASES = {"warmup": "#F3E3C3", "train": "#FFFFFF", "adapt": "#DCEBF5"}
+OTHER_PHASE = "#E5E5E5"
+#: Height in inches of a row of the legend.
+LEGEND_ROW = 0.17
+
+
+def history(
+    mdata: MuData,
+    *,
+    terms: str | Sequence[str] | None = None,
+    key_added: str = DEFAULT_STEM,
+) -> list[Axes]:
+    """Losses over the epochs of training, one panel a term; phases of training are shaded.
+
+    Parameters
+    ----------
+    mdata
+        A MuData fitted by `tl.fit`.
+    terms
+        The loss terms to draw, such as ``"reconstruction"``; all that were on by default.
+    key_added
+        The stem that the results were stored under.
+
+    Returns
+    -------
+    list of matplotlib.axes.Axes
+        One a term.
+
+    Raises
+    ------
+    TypeError
+        `mdata` is not a MuData.
+    ValueError
+        No history is stored, or a term is unknown.
+
+    Examples
+    --------
+    >>> import unitednet_mu as un
+    >>> un.pl.history(mdata, terms=["reconstruction", "translation"])  # doctest: +SKIP
+    """
+    table = get_history(mdata, key_added=key_added)
+    chosen = choose(_terms(table), terms, "terms")
+    width = 3.2 if len(chosen) == 1 else 2.5
+    figure, axes = new_figure(len(chosen), panel=(width, 1.8), n_columns=4)
+    epochs = _epochs(table)
+    for ax, term in zip(axes, chosen, strict=True):
+        _shade_phases(ax, epochs, table)
+        _draw_term(ax, epochs, table, term)
+    _add_legend(figure, table)
+    return axes
+
+
+def _terms(table: pd.DataFrame) -> list[str]:
+    """Return the terms with at least one value, in the order of the columns."""
+    names = [
+        str(column).removeprefix(f"{prefix}_")
+        for column in table.columns
+        for prefix, _, _ in CURVES
+        if str(column).startswith(f"{prefix}_") and table[column].notna().any()
+    ]
+    return list(dict.fromkeys(names))
+
+
+def _epochs(table: pd.DataFrame) -> np.ndarray[Any, Any]:
+    """Return the epochs; row numbers where a later phase counts anew."""
+    epochs = table["epoch"].to_numpy(dtype=float)
+    return epochs if (np.diff(epochs) > 0).all() else np.arange(1, len(table) + 1, dtype=float)
+
+
+def _draw_term(ax: Axes, epochs: np.ndarray[Any, Any], table: pd.DataFrame, term: str) -> None:
+    for prefix, name, look in CURVES:
+        column = f"{prefix}_{term}"
+        if column not in table or table[column].isna().all():
+            continue
+        known = table[column].notna().to_numpy()
+        values = table[column].to_numpy(dtype=float)[known]
+        marker = "o" if len(values) == 1 else None
+        ax.plot(
+            epochs[known], values, label=name, linewidth=1.2, marker=marker, markersize=3, **look
+        )
+    ax.set_title(term.replace("_", " "), fontsize=TITLE)
+    ax.set_xlabel("epoch", fontsize=LABEL)
+    ax.tick_params(labelsize=TICK)
+    ax.set_xlim(epochs[0] - 0.5, epochs[-1] + 0.5)
+    ax.locator_params(axis="x", integer=True, nbins=5)
+    ax.spines[["top", "right"]].set_visible(False)
+
+
+def _shade_phases(ax: Axes, epochs: np.ndarray[Any, Any], table: pd.DataFrame) -> None:
+    phases = table["phase"].astype(str).to_numpy()
+    starts = [0, *(np.flatnonzero(phases[1:] != phases[:-1]) + 1), len(phases)]
+    edges = [epochs[0] - 0.5, *((epochs[1:] + epochs[:-1]) / 2), epochs[-1] + 0.5]
+    for start, end in pairwise(starts):
+        colour = PHASES.get(phases[start], OTHER_PHASE)
+        ax.axvspan(edges[start], edges[end], color=colour, linewidth=0, zorder=0)
+
+
+def _add_legend(figure: Figure, table: pd.DataFrame) -> None:
+    from matplotlib.lines import Line2D
+    from matplotlib.patches import Patch
+
+    handles: list[Any] = [Line2D([], [], label=name, **look) for _, name, look in CURVES]
+    phases = list(dict.fromkeys(table["phase"].astype(str)))
+    if len(phases) > 1:
+        handles += [
+            Patch(facecolor=PHASES.get(phase, OTHER_PHASE), edgecolor="#999999", label=phase)
+            for phase in phases
+        ]
+    width, height = figure.get_size_inches()
+    n_columns = min(len(handles), max(2, int(width / 1.15)))
+    figure.set_size_inches(width, height + LEGEND_ROW * math.ceil(len(handles) / n_columns))
+    figure.legend(
+        handles=handles,
+        loc="outside upper center",
+        ncols=n_columns,
+        fontsize=LABEL,
+        frameon=False,
+    )

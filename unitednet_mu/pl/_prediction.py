@@ -1,0 +1,196 @@
+"""Predicted against measured features."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+from mudata import MuData
+from numpy.typing import NDArray
+
+from .._keys import DEFAULT_STEM
+from ..get._cross_relevance import source_names
+from ..get._slots import check_n_top
+from ._columns import text_column
+from ._pairs import choose_features, find_measured, find_prediction, paired_values
+from ._style import (
+    CATEGORIES,
+    LABEL,
+    MISSING,
+    TICK,
+    category_colours,
+    literal,
+    literals,
+    new_figure,
+)
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+
+#: Groups with fewer cells than this give no correlation of their own.
+SMALLEST_GROUP = 10
+N_COLUMNS = 3
+
+
+def prediction(
+    mdata: MuData,
+    *,
+    source: str | Sequence[str],
+    target: str,
+    features: str | Sequence[str] | None = None,
+    measured: str | AnnData | None = None,
+    layer: str | None = None,
+    groupby: str | None = None,
+    n_top: int = 6,
+    key_added: str = DEFAULT_STEM,
+) -> list[Axes]:
+    """Scatter of predicted against measured values, one panel a feature, with Pearson's r.
+
+    Cells that have both are drawn, matched by name; whether the model saw them in training is for
+    the caller to choose. With `groupby`, the mean r within groups (of 10 cells or more) stands
+    beside the overall one. The dashed line is equality.
+
+    Parameters
+    ----------
+    mdata
+        A MuData with a prediction by `tl.predict_modality`.
+    source
+        The modality, or modalities, that the prediction was made from.
+    target
+        The modality that was predicted.
+    features
+        Plain names of the features to draw; by default the `n_top` with the highest expected
+        accuracy (`.var["expected_r"]`, from held-out cells; without it, those whose prediction
+        varies most).
+    measured
+        Where the measured values are: the name of a modality, or an AnnData; `mdata[target]` by
+        default.
+    layer
+        Layer of the measured values; `X` by default.
+    groupby
+        `.obs` column to colour cells by.
+    n_top
+        Number of features to draw where `features` does not say.
+    key_added
+        The stem that the results were stored under.
+
+    Returns
+    -------
+    list of matplotlib.axes.Axes
+        One a feature.
+
+    Raises
+    ------
+    TypeError
+        `mdata` is not a MuData.
+    ValueError
+        There is no such prediction, nothing measured to compare with, a feature, layer or column is
+        unknown, or no cell has both.
+
+    Examples
+    --------
+    >>> import unitednet_mu as un
+    >>> un.tl.predict_modality(mdata, source="rna", target="adt")  # doctest: +SKIP
+    >>> un.pl.prediction(mdata, source="rna", target="adt", groupby="cell_type")  # doctest: +SKIP
+    """
+    check_n_top(n_top)
+    predicted = find_prediction(mdata, source, target, key_added)
+    truth = find_measured(mdata, target if measured is None else measured)
+    chosen = choose_features(predicted, truth, features, n_top)
+    x, y = paired_values(predicted, truth, chosen, layer)
+    groups = None if groupby is None else text_column(mdata, groupby, "groupby").reindex(x.index)
+    colours = (
+        {} if groups is None else category_colours(mdata, str(groupby), list(groups.cat.categories))
+    )
+    figure, axes = new_figure(
+        len(chosen), panel=(2.0, 2.25), n_columns=N_COLUMNS, layout="compressed"
+    )
+    for ax, feature in zip(axes, chosen, strict=True):
+        _draw(ax, feature, x[feature].to_numpy(), y[feature].to_numpy(), groups, colours)
+    for ax in axes[-N_COLUMNS:]:
+        ax.set_xlabel("measured", fontsize=LABEL)
+    for ax in axes[::N_COLUMNS]:
+        ax.set_ylabel(f"predicted from {' + '.join(source_names(source))}", fontsize=LABEL)
+    if groups is not None:
+        _add_legend(figure, groups, colours)
+    return axes
+
+
+def _draw(
+    ax: Axes,
+    feature: str,
+    x: NDArray[Any],
+    y: NDArray[Any],
+    groups: pd.Series | None,
+    colours: dict[str, str],
+) -> None:
+    both = np.flatnonzero(np.isfinite(x) & np.isfinite(y))
+    both = np.random.default_rng(0).permutation(both)  # so that no group covers the others
+    x, y = x[both], y[both]
+    names = None if groups is None else groups.to_numpy()[both]
+    shades = CATEGORIES[0] if names is None else [colours.get(name, MISSING) for name in names]
+    area = float(np.clip(4000 / max(len(x), 1), 2, 14))
+    ax.scatter(x, y, s=area, c=shades, alpha=0.7, linewidths=0, rasterized=True)
+    low, high = _range(x, y)
+    ax.plot([low, high], [low, high], color="#777777", linestyle="--", linewidth=0.8, zorder=0)
+    ax.set(xlim=(low, high), ylim=(low, high))
+    ax.set_aspect("equal")
+    ax.locator_params(nbins=4)
+    ax.tick_params(labelsize=TICK)
+    ax.spines[["top", "right"]].set_visible(False)
+    r = _r_text(_pearson(x, y), None if names is None else _within(x, y, names))
+    ax.set_title(f"{literal(feature, 24)}\n{r}", fontsize=LABEL)
+
+
+def _range(x: NDArray[Any], y: NDArray[Any]) -> tuple[float, float]:
+    values = np.concatenate([x, y])
+    if not len(values):
+        return 0.0, 1.0
+    low, high = float(values.min()), float(values.max())
+    margin = 0.04 * (high - low) or 0.5
+    return low - margin, high + margin
+
+
+def _pearson(x: NDArray[Any], y: NDArray[Any]) -> float:
+    """Return Pearson's r, NaN where it is not defined."""
+    if len(x) < 3 or np.ptp(x) == 0 or np.ptp(y) == 0:
+        return float("nan")
+    return float(np.corrcoef(x.astype(float), y.astype(float))[0, 1])
+
+
+def _within(x: NDArray[Any], y: NDArray[Any], groups: NDArray[Any]) -> float:
+    """Return the mean of r over the groups of at least `SMALLEST_GROUP` cells that have one."""
+    sizes = pd.Series(groups).value_counts()
+    names = sizes.index[sizes >= SMALLEST_GROUP]
+    values = [_pearson(x[groups == name], y[groups == name]) for name in names]
+    defined = [value for value in values if np.isfinite(value)]
+    return float(np.mean(defined)) if defined else float("nan")
+
+
+def _r_text(overall: float, within: float | None) -> str:
+    texts_ = [f"r = {overall:z.2f}" if np.isfinite(overall) else "r undefined"]
+    if within is not None and np.isfinite(within):
+        texts_.append(f"within {within:z.2f}")
+    return ", ".join(texts_)
+
+
+def _add_legend(figure: Any, groups: pd.Series, colours: dict[str, str]) -> None:
+    from matplotlib.lines import Line2D
+
+    shown = [name for name in groups.cat.categories if (groups == name).any()]
+    look: dict[str, Any] = {"linestyle": "", "marker": "o", "markersize": 5}
+    handles = [
+        Line2D([], [], color=colours[name], label=label, **look)
+        for name, label in zip(shown, literals(shown), strict=True)
+    ]
+    width, height = figure.get_size_inches()
+    n_columns = math.ceil(len(shown) * 0.17 / height)
+    widest = max(map(len, literals(shown)), default=0)
+    figure.set_size_inches(width + n_columns * (0.4 + 0.06 * widest), height)
+    place: dict[str, Any] = {"loc": "outside right center", "ncols": n_columns}
+    figure.legend(handles=handles, fontsize=TICK, frameon=False, **place)

@@ -1,0 +1,173 @@
+"""What the preparations share: finding and checking counts, and writing the result."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from anndata import AnnData
+from mudata import MuData
+
+from .._compat import copied, is_sparse, make_real, quiet_update, undo_on_error
+from .._validate import check_modalities, check_mudata, unknown_name
+
+COUNTS = "counts"
+_BLOCK_ROWS = 4096
+
+
+def start(mdata: object, mod: str, copy: bool) -> MuData:
+    """Check `mdata` and the modality's name; return the object to change, or a copy of it."""
+    checked = check_mudata(mdata)
+    check_modalities(checked, [mod])
+    if checked.isbacked:
+        raise ValueError(
+            f"mdata: expected data in memory, found it backed by {str(checked.filename)!r}, whose "
+            "file would change. Read it whole: mudata.read_h5mu(path)."
+        )
+    return copied(checked) if copy else checked
+
+
+def find_counts(adata: AnnData, mod: str, layer: str | None) -> Any:
+    """Return the modality's raw counts, as stored, after checking that they are raw counts.
+
+    Raises
+    ------
+    ValueError
+        The layer is unknown, the modality is empty, it was prepared before, or the values are no
+        counts.
+    """
+    layers = [name for name in adata.layers if name is not None]  # anndata 0.13 lists X as None
+    if layer is not None and layer not in layers:
+        raise ValueError(unknown_name(f"modality {mod!r}: layer", layer, layers))
+    values = adata.X if layer is None else adata.layers[layer]
+    check_filled(adata, mod, values)
+    if COUNTS in layers and layer != COUNTS and not _same(values, adata.layers[COUNTS]):
+        where = ".X" if layer is None else f"layer {layer!r}"
+        raise ValueError(
+            f"modality {mod!r}: expected raw counts in {where}, found other values beside a layer "
+            f"{COUNTS!r}: it was prepared before. Keep it as it is, or pass layer={COUNTS!r} to "
+            "prepare it anew from these counts."
+        )
+    _check_counts(values, mod, layers)
+    return values
+
+
+def check_filled(adata: AnnData, mod: str, values: Any) -> None:
+    """Refuse a modality without values, cells or features."""
+    if values is None or 0 in adata.shape:
+        found = "no .X" if values is None else f"{adata.n_obs} cells x {adata.n_vars} features"
+        raise ValueError(
+            f"modality {mod!r}: expected values, found {found}. Drop it: del mdata.mod[{mod!r}]."
+        )
+
+
+def check_finite(adata: AnnData, mod: str, values: Any) -> None:
+    """Refuse NaN and inf, saying how many there are and where the first one stands."""
+    bad, first = 0, None
+    for start_row in range(0, values.shape[0], _BLOCK_ROWS):
+        block = values[start_row : start_row + _BLOCK_ROWS]
+        rows, columns = _not_finite(block)
+        if first is None and len(rows):
+            first = (start_row + int(rows[0]), int(columns[0]))
+        bad += len(rows)
+    if first is not None:
+        cell, feature = adata.obs_names[first[0]], adata.var_names[first[1]]
+        raise ValueError(
+            f"modality {mod!r}: expected finite values, found {bad} NaN or inf, the first at cell "
+            f"{cell!r}, feature {feature!r}. Remove these cells or features, or fill the values in."
+        )
+
+
+def as_float(values: Any) -> Any:
+    """Return a float32 copy, sparse where `values` is sparse, without stored zeros."""
+    if not is_sparse(values):
+        return np.array(values, dtype=np.float32)
+    result = values.astype(np.float32, copy=True)
+    result.eliminate_zeros()
+    return result
+
+
+def like(values: Any, original: Any) -> Any:
+    """Return `values` in the sparse format, and matrix or array flavour, of `original`."""
+    if not is_sparse(values):
+        return values
+    if not is_sparse(original) or original.format not in ("csr", "csc"):
+        return values.tocsr()
+    return type(original)(values)
+
+
+def write(
+    mdata: MuData,
+    mod: str,
+    x: Any,
+    *,
+    counts: Any = None,
+    uns: dict[str, Any] | None = None,
+    var: dict[str, np.ndarray] | None = None,
+    keep: np.ndarray | None = None,
+) -> None:
+    """Store a finished preparation, or leave `mdata` exactly as it was.
+
+    Parameters
+    ----------
+    mdata
+        The MuData to change; made real first where it is a view.
+    mod
+        The modality.
+    x
+        New ``.X``.
+    counts
+        Raw counts for the layer ``"counts"``.
+    uns
+        Entries for the modality's ``.uns``.
+    var
+        Columns for the modality's ``.var``.
+    keep
+        Bool per feature: those to keep; all by default.
+    """
+    with quiet_update(), undo_on_error(mdata):
+        make_real(mdata)
+        adata = mdata.mod[mod]
+        if counts is not None:
+            adata.layers[COUNTS] = counts
+        adata.X = x
+        for name, value in (uns or {}).items():
+            adata.uns[name] = value
+        for name, column in (var or {}).items():
+            adata.var[name] = column
+        if keep is not None and not keep.all():
+            adata._init_as_actual(adata[:, keep].copy())
+            mdata.update_var()
+
+
+def _check_counts(values: Any, mod: str, layers: list[str]) -> None:
+    for start_row in range(0, values.shape[0], _BLOCK_ROWS):
+        block = values[start_row : start_row + _BLOCK_ROWS]
+        stored = np.asarray(block.data if is_sparse(block) else block)
+        wrong = stored[~(np.isfinite(stored) & (stored >= 0) & (stored == np.rint(stored)))]
+        if wrong.size:
+            raise ValueError(
+                f"modality {mod!r}: expected raw counts (whole numbers from 0 on), found "
+                f"{wrong[0]:.6g}; layers: {layers}. Pass the layer that holds them as layer=; "
+                "or, if the values are prepared already, leave the modality out or use "
+                "pp.continuous."
+            )
+
+
+def _not_finite(block: Any) -> tuple[np.ndarray, np.ndarray]:
+    if not is_sparse(block):
+        rows, columns = np.nonzero(~np.isfinite(np.asarray(block)))
+        return rows, columns
+    stored = block.tocoo()
+    bad = ~np.isfinite(stored.data)
+    return stored.row[bad], stored.col[bad]
+
+
+def _same(left: Any, right: Any) -> bool:
+    if left is right:
+        return True
+    if is_sparse(left) and is_sparse(right):
+        return bool((left != right).nnz == 0)
+    if is_sparse(left) or is_sparse(right):
+        return False
+    return bool(np.array_equal(left, right))
