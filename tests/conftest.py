@@ -43,14 +43,17 @@ def mosaic() -> MuData:
 
 @pytest.fixture
 def fingerprint() -> Callable[[MuData], dict[str, Any]]:
-    """A function that reduces all of a MuData to comparable leaves: equal if and only if unchanged."""
+    """A function from a MuData to comparable leaves, equal if and only if nothing changed."""
     return _fingerprint
+
+
+_SLOTS = ("obs", "var", "uns", "obsm", "varm", "obsp", "varp", "layers", "obsmap", "varmap")
 
 
 def _fingerprint(mdata: MuData) -> dict[str, Any]:
     leaves: dict[str, Any] = {"is_view": mdata.is_view, "modalities": list(mdata.mod)}
     for name, thing in {"": mdata, **mdata.mod}.items():
-        for slot in ("obs", "var", "uns", "obsm", "varm", "obsp", "varp", "layers", "obsmap", "varmap"):
+        for slot in _SLOTS:
             if hasattr(thing, slot):
                 _add(leaves, f"{name}.{slot}", getattr(thing, slot))
         if name:

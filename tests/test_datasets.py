@@ -212,4 +212,7 @@ def test_simulation_refuses_impossible_settings(settings, message: str) -> None:
 
 def test_bundled_file_is_the_one_that_was_checked() -> None:
     data = (files("unitednet_mu.datasets") / "data" / "pbmc_citeseq.h5mu").read_bytes()
-    assert hashlib.sha256(data).hexdigest() == "7468d2ba018c9de2380c6e0ba49064916a3d1db433b1f7f935aac2b051607ae7"
+    assert (
+        hashlib.sha256(data).hexdigest()
+        == "7468d2ba018c9de2380c6e0ba49064916a3d1db433b1f7f935aac2b051607ae7"
+    )

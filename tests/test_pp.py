@@ -105,7 +105,9 @@ def test_variable_genes_are_scanpys_and_the_mudata_stays_whole(pbmc: MuData) -> 
     assert list(pbmc.var_names) == chosen + adt
     assert pbmc.n_vars == 120 + 224
     np.testing.assert_allclose(_dense(pbmc["rna"].X), _dense(reference[:, chosen].X), rtol=1e-6)
-    np.testing.assert_array_equal(pbmc.varm["position"][:, 0], [position[v] for v in pbmc.var_names])
+    np.testing.assert_array_equal(
+        pbmc.varm["position"][:, 0], [position[v] for v in pbmc.var_names]
+    )
     np.testing.assert_array_equal(pbmc["rna"].varm["number"][:, 0], [position[v] for v in chosen])
     assert pbmc["rna"].layers["counts"].shape == (1200, 120)
     assert pbmc["rna"].var["highly_variable"].all()
@@ -192,7 +194,9 @@ def test_continuous_says_where_nan_is(make) -> None:
 def test_prepare_recognises_usual_names(counts) -> None:
     names = ["GEX", "Antibody Capture", "peaks"]
     mdata = _mudata(**{name: sparse.csr_matrix(counts) for name in names}, ephys=counts - 0.5)
-    with pytest.raises(ValueError, match=r"found \['ephys'\]. Say what they are, for example kinds="):
+    with pytest.raises(
+        ValueError, match=r"found \['ephys'\]. Say what they are, for example kinds="
+    ):
         un.pp.prepare(mdata)
     assert un.pp.prepare(mdata, kinds={"ephys": "continuous"}) is None
     alone = _mudata(rna=sparse.csr_matrix(counts), adt=sparse.csr_matrix(counts))
@@ -250,6 +254,8 @@ class TestOriginals:
         expected = fingerprint(real)
         assert fingerprint(copied) == expected
         found = fingerprint(view)
+        if view.is_view:  # nothing to write: pp.continuous
+            found = fingerprint(view.copy())
         assert {**found, "is_view": None} == {**expected, "is_view": None}
 
 
@@ -289,7 +295,7 @@ def test_preparing_twice_is_refused_and_anew_is_offered(counts, name: str, finge
     mdata = _mudata(m=sparse.csr_matrix(counts))
     prepare(mdata, mod="m")
     before = fingerprint(mdata)
-    with pytest.raises(ValueError, match="it was prepared before. .* pass layer='counts'"):
+    with pytest.raises(ValueError, match=r"it was prepared before\. .* pass layer='counts'"):
         prepare(mdata, mod="m")
     assert fingerprint(mdata) == before
     prepare(mdata, mod="m", layer="counts")
@@ -333,14 +339,22 @@ def test_values_that_are_no_counts_are_refused(
         (lambda m: un.pp.rna(m["rna"]), TypeError, "expected a MuData, found an AnnData"),
         (lambda m: un.pp.prepare("x.h5mu"), TypeError, "expected a MuData, found str"),
         (lambda m: un.pp.rna(m, mod="rnaa"), ValueError, "'rnaa' not found; available: .*'rna'"),
-        (lambda m: un.pp.rna(m, layer="raw"), ValueError, "layer 'raw' not found; available: \\[\\]"),
+        (
+            lambda m: un.pp.rna(m, layer="raw"),
+            ValueError,
+            "layer 'raw' not found; available: \\[\\]",
+        ),
         (lambda m: un.pp.rna(m, target_sum=0.0), ValueError, "positive number or None, found 0.0"),
         (lambda m: un.pp.rna(m, n_top_genes=501), ValueError, "expected 1 to 500, .* found 501"),
         (lambda m: un.pp.protein(m, axis=2), ValueError, "axis: expected 0 .* found 2"),
         (lambda m: un.pp.atac(m, mod="rna", method="lsi"), ValueError, "'tfidf' or 'binarise'"),
         (lambda m: un.pp.atac(m, mod="rna", scale_factor=-1), ValueError, "number, found -1"),
         (lambda m: un.pp.prepare(m, kinds={"atac": "atac"}), ValueError, "'atac' not found"),
-        (lambda m: un.pp.prepare(m, kinds={"rna": "gex"}), ValueError, "'gex' not found; available"),
+        (
+            lambda m: un.pp.prepare(m, kinds={"rna": "gex"}),
+            ValueError,
+            "'gex' not found; available",
+        ),
     ],
 )
 def test_errors_say_what_exists_and_change_nothing(
@@ -354,7 +368,7 @@ def test_errors_say_what_exists_and_change_nothing(
 
 def test_empty_modality_is_refused(counts) -> None:
     mdata = _mudata(rna=counts, adt=counts[:, :0])
-    with pytest.raises(ValueError, match="found 30 cells x 0 features. Drop it: del mdata.mod"):
+    with pytest.raises(ValueError, match=r"found 30 cells x 0 features\. Drop it: del mdata"):
         un.pp.protein(mdata)
 
 
@@ -363,7 +377,7 @@ def test_backed_data_is_refused_and_its_file_kept(tmp_path, pbmc: MuData) -> Non
     pbmc.write(path)
     content = path.read_bytes()
     backed = mudata.read_h5mu(path, backed="r")
-    with pytest.raises(ValueError, match="expected data in memory, found it backed by .*x.h5mu"):
+    with pytest.raises(ValueError, match=r"expected data in memory, found it backed by .*x\.h5mu"):
         un.pp.prepare(backed)
     backed.file.close()
     assert path.read_bytes() == content

@@ -92,18 +92,21 @@ class NetworkConfig(_Config):
         A linear map beside each encoder's and decoder's hidden layers.
     fusion
         ``"modality"``: one learned weight per modality; ``"dimension"``: one per modality and code dimension.
+    discriminators
+        Discriminators that judge decoded against real values (the adversarial part of the losses).
     """
 
     n_latent: int = 32
-    n_hidden: tuple[int, ...] = (128,)
+    n_hidden: tuple[int, ...] = (256, 128)
     n_projector: int = 64
     n_heads: int = 5
     activation: str = "leaky_relu"
     batch_norm: bool = True
-    dropout: float = 0.1
-    input_dropout: float = 0.1
+    dropout: float = 0.3
+    input_dropout: float = 0.7
     linear_path: bool = True
     fusion: Literal["modality", "dimension"] = "modality"
+    discriminators: bool = False
 
     def __post_init__(self) -> None:
         """Check ranges; lists become tuples."""
@@ -129,6 +132,8 @@ class TrainingConfig(_Config):
         Cells per mini-batch; ``None`` scales it with the number of cells.
     learning_rate, weight_decay
         Of AdamW, with a one-cycle schedule over the epochs.
+    averaging
+        Share of the running average of the weights that a step keeps; the average is what is kept.
     gradient_clip
         Largest Euclidean norm of a step's gradient.
     validation_fraction
@@ -154,15 +159,16 @@ class TrainingConfig(_Config):
 
     max_epochs: int | None = None
     batch_size: int | None = None
-    learning_rate: float = 2e-3
-    weight_decay: float = 0.05
+    learning_rate: float = 4e-3
+    weight_decay: float = 0.5
+    averaging: float = 0.98
     gradient_clip: float = 5.0
     validation_fraction: float = 0.1
     patience: int = 30
     loss_weights: Mapping[str, float] = field(default_factory=dict)
     temperature: float = 0.1
     modality_dropout: float = 0.2
-    alternate: bool = True
+    alternate: bool = False
     start: Literal["leiden", "kmeans", "random"] = "leiden"
     warmup: float = 0.5
 
@@ -182,7 +188,7 @@ class TrainingConfig(_Config):
             _require(getattr(self, name) > 0, name, "a number > 0", getattr(self, name))
         _require(self.weight_decay >= 0, "weight_decay", "a number >= 0", self.weight_decay)
         _require(self.patience >= 1, "patience", "an integer >= 1", self.patience)
-        for name in ("validation_fraction", "modality_dropout", "warmup"):
+        for name in ("validation_fraction", "modality_dropout", "warmup", "averaging"):
             _require(0 <= getattr(self, name) < 1, name, "a share in [0, 1)", getattr(self, name))
         _require(self.start in ("leiden", "kmeans", "random"), "start", "leiden, kmeans or random", self.start)
 

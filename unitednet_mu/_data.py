@@ -61,25 +61,58 @@ class Batch:
         return len(self.observed)
 
 
-@dataclass
+@dataclass(frozen=True)
+class Columns:
+    """A matrix seen through a choice of its columns; rows are taken first, so that it is never copied."""
+
+    matrix: Any
+    columns: np.ndarray
+
+    def __getitem__(self, rows: np.ndarray) -> Any:
+        return self.matrix[rows][:, self.columns]
+
+
+@dataclass(frozen=True)
+class Stacked:
+    """Two matrices, one below the other, never copied."""
+
+    upper: Any
+    lower: Any
+    n_upper: int
+
+    def __getitem__(self, rows: np.ndarray) -> Any:
+        from_upper = rows < self.n_upper
+        if from_upper.all():
+            return self.upper[rows]
+        if not from_upper.any():
+            return self.lower[rows - self.n_upper]
+        blocks = [self.upper[rows[from_upper]], self.lower[rows[~from_upper] - self.n_upper]]
+        order = np.argsort(np.argsort(~from_upper, kind="stable"), kind="stable")
+        if all(sparse.issparse(block) for block in blocks):
+            return sparse.vstack(blocks, format="csr")[order]
+        return np.concatenate([to_dense(block) for block in blocks])[order]
+
+
+@dataclass(frozen=True)
 class Source:
-    """One modality's matrix, never copied: `rows` maps cells (and `columns` features) to it."""
+    """One modality's matrix, never copied; `rows` says where each cell stands in it, -1 where it has none."""
 
     spec: ModalitySpec
     matrix: Any
     rows: np.ndarray
-    columns: np.ndarray | None = None
 
     def take(self, cells: np.ndarray) -> np.ndarray:
         """Values of `cells` (positions among all cells; each must have the modality), float32."""
-        block = self.sparse_or_dense(cells)
-        dense = block.toarray() if sparse.issparse(block) else block
-        return np.ascontiguousarray(dense, dtype=np.float32)
+        return np.ascontiguousarray(to_dense(self.sparse_or_dense(cells)), dtype=np.float32)
 
     def sparse_or_dense(self, cells: np.ndarray) -> Any:
         """Like :meth:`take`, as CSR where the matrix is sparse."""
-        block = self.matrix[self.rows[cells]]
-        return block if self.columns is None else block[:, self.columns]
+        return self.matrix[self.rows[cells]]
+
+
+def to_dense(block: Any) -> np.ndarray:
+    """A block of rows as an array."""
+    return np.asarray(block.toarray() if sparse.issparse(block) else block)
 
 
 @dataclass
@@ -211,14 +244,10 @@ def scan(matrix: Any, features: pd.Index, name: str) -> Scan:
             _raise_not_finite(matrix, features, name)
         binary = binary and bool(((values == 0) | (values == 1)).all())
         integer = integer and (values.dtype.kind in "iub" or bool((values == np.rint(values)).all()))
-        low = np.minimum(low, np.asarray(_dense(block.min(axis=0))).ravel())
-        high = np.maximum(high, np.asarray(_dense(block.max(axis=0))).ravel())
+        low = np.minimum(low, to_dense(block.min(axis=0)).ravel())
+        high = np.maximum(high, to_dense(block.max(axis=0)).ravel())
     counts = integer and not binary and bool(low.min() >= 0) and bool(high.max() >= 10)
     return Scan(binary and bool((high > low).any()), counts, high == low)
-
-
-def _dense(row: Any) -> Any:
-    return row.toarray() if sparse.issparse(row) else row
 
 
 def _raise_not_finite(matrix: Any, features: pd.Index, name: str) -> None:
@@ -226,7 +255,7 @@ def _raise_not_finite(matrix: Any, features: pd.Index, name: str) -> None:
     for start in range(0, matrix.shape[0], _SCAN_ROWS):
         block = matrix[start : start + _SCAN_ROWS]
         with np.errstate(over="ignore"):
-            bad = ~np.isfinite(_dense(block).astype(np.float32, copy=False))
+            bad = ~np.isfinite(to_dense(block).astype(np.float32, copy=False))
         per_feature += bad.sum(0)
     where = features[per_feature > 0]
     raise ValueError(
@@ -325,4 +354,16 @@ def _open_source(mdata: MuData, spec: ModalitySpec) -> Source:
         )
     if len(found) > len(spec.features):
         logger.info("modality %r: %d features unknown to the model are ignored.", spec.name, len(found) - len(columns))
-    return Source(spec, matrix, rows, columns)
+    return Source(spec, Columns(matrix, columns), rows)
+
+
+def concatenate(first: Dataset, second: Dataset) -> Dataset:
+    """Cells of `first`, then of `second`; both opened with the same modalities, nothing is copied."""
+    sources = []
+    for a, b in zip(first.sources, second.sources, strict=True):
+        n_upper = int(a.rows.max(initial=-1)) + 1
+        rows = np.concatenate([a.rows, np.where(b.rows >= 0, b.rows + n_upper, -1)])
+        sources.append(Source(a.spec, Stacked(a.matrix, b.matrix, n_upper), rows))
+    names = pd.Index([f"0 {name}" for name in first.obs_names] + [f"1 {name}" for name in second.obs_names])
+    labels = np.concatenate([first.labels, second.labels])
+    return Dataset(names, sources, labels, np.concatenate([first.batches, second.batches]))

@@ -167,7 +167,8 @@ class UnitedNetwork(nn.Module):
         self.encoders = nn.ModuleList(Encoder(s.n_features, config) for s in shapes)
         self.fusion = Fusion(len(shapes), config)
         self.decoders = nn.ModuleList(Decoder(s.n_features, n_batches, config) for s in shapes)
-        self.discriminators = nn.ModuleList(Discriminator(s.n_features, config) for s in shapes)
+        judged = shapes if config.discriminators else ()
+        self.discriminators = nn.ModuleList(Discriminator(s.n_features, config) for s in judged)
         self.new_heads(n_groups, 1)
         self.register_buffer("temperature", torch.ones(()))
 

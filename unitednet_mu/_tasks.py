@@ -6,80 +6,116 @@ from collections import defaultdict
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from . import _losses
 from ._config import TrainingConfig
 from ._data import Batch
 from ._network import UnitedNetwork
 
+Terms = dict[str, Tensor]
+
 
 class Tasks:
-    """Loss terms of a mini-batch, task by task.
+    """Loss terms of a mini-batch, task by task; a term of weight 0 is not computed.
 
     Parameters
     ----------
     network
-        The network that is trained.
+        The network.
     config
-        Weights of the terms (a term of weight 0 is not computed).
-    supervised
-        Whether groups come from labels.
+        Weights of the terms.
     class_weights
-        Weight of each label in the cross-entropy.
+        Weight of each label in the cross-entropy; None where groups are found without labels.
     """
 
-    def __init__(
-        self, network: UnitedNetwork, config: TrainingConfig, *, supervised: bool, class_weights: Tensor
-    ) -> None:
-        self.network, self.config = network, config
-        self.supervised, self.class_weights = supervised, class_weights
+    def __init__(self, network: UnitedNetwork, config: TrainingConfig, class_weights: Tensor | None) -> None:
+        self.network, self.config, self.class_weights = network, config, class_weights
         self.device = network.fusion.logits.device
-        self.grouping = supervised
-        self.started: Tensor | None = None
 
-    # ------------------------------------------------------------------ parts of the network a task needs
+    @property
+    def supervised(self) -> bool:
+        """Whether groups come from labels."""
+        return self.class_weights is not None
 
     def codes(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Codes of all modalities (cells x modalities x n_latent) and which of them count."""
+        """Codes of all modalities (cells x modalities x n_latent) and which of them count (bool)."""
         observed = batch.observed.clone()
         shape = (len(batch), len(batch.x), self.network.config.n_latent)
         codes = torch.zeros(shape, device=self.device)
         for m, (x, rows) in enumerate(zip(batch.x, batch.rows, strict=True)):
             if x is None or (self.network.training and len(x) < 2):  # batch statistics need two cells
                 observed[:, m] = False
-                continue
-            codes[rows, m] = self.network.encode(m, x)
+            else:
+                codes[rows, m] = self.network.encode(m, x)
         return codes, observed
 
-    def _hide(self, observed: Tensor) -> Tensor:
-        """Hide modalities at random, leaving each cell at least one."""
-        if not self.network.training or self.config.modality_dropout == 0 or observed.shape[1] == 1:
-            return observed
-        kept = observed & (torch.rand(observed.shape, device=self.device) >= self.config.modality_dropout)
-        return torch.where(kept.any(1, keepdim=True), kept, observed)
-
-    def _one_hot(self, batch: Batch, rows: Tensor) -> Tensor | None:
-        if not self.network.n_batches:
-            return None
-        return nn.functional.one_hot(batch.batches[rows], self.network.n_batches).float()
-
-    # ------------------------------------------------------------------ tasks
-
-    def translation(self, batch: Batch) -> dict[str, Tensor]:
-        """Label-free terms: reconstruction, translation, contrastive, generator."""
-        codes, observed = self.codes(batch)
-        usable = observed.any(1)
-        fused = self.network.fusion(codes, self._hide(observed) | ~usable[:, None])
+    def label_free(self, batch: Batch, codes: Tensor, observed: Tensor) -> Terms:
+        """Reconstruction, translation, contrastive and generator terms."""
+        fused = self._fused(codes, observed)
         terms: dict[str, list[Tensor]] = defaultdict(list)
         for target, x in enumerate(batch.x):
-            if x is None or not len(x):
-                continue
-            self._predict_target(target, x, batch, codes, observed, fused, terms)
+            if x is not None:
+                self._add_target(target, x, batch, codes, observed, fused, terms)
         if self.config.weight("contrastive"):
             terms["contrastive"] = self._contrastive(batch, codes, observed, fused)
-        return {name: torch.stack(values).mean() for name, values in terms.items() if values}
+        return _means(terms)
 
-    def _predict_target(
+    def identification(self, batch: Batch, codes: Tensor, observed: Tensor) -> Terms:
+        """Cross-entropy where labels are given, else divergence clustering and entropy of every head."""
+        usable = observed.any(1)
+        if int(usable.sum()) < 2:
+            return {}
+        fused = self._fused(codes[usable], observed[usable])
+        terms: dict[str, list[Tensor]] = defaultdict(list)
+        for head in self.network.heads:
+            if self.class_weights is None:
+                for name, value in self.head_terms(head, fused).items():
+                    terms[name].append(value)
+            elif self.config.weight("cross_entropy"):
+                loss = _losses.cross_entropy_loss(head(fused)[0], batch.labels[usable], self.class_weights)
+                terms["cross_entropy"].append(loss)
+        return _means(terms)
+
+    def head_terms(self, head: nn.Module, fused: Tensor) -> Terms:
+        """Divergence clustering and entropy of one head, which finds groups without labels."""
+        logits, projected = head(fused)
+        probabilities = torch.softmax(logits, 1)
+        terms: Terms = {}
+        if self.config.weight("clustering"):
+            terms["clustering"] = _losses.clustering_loss(probabilities, projected)
+        if self.config.weight("entropy"):
+            terms["entropy"] = _losses.entropy_loss(probabilities)
+        return terms
+
+    def discrimination(self, batch: Batch) -> Terms:
+        """The discriminators' own loss: decoded values are detached, so only discriminators learn from it."""
+        losses = []
+        with torch.no_grad():
+            codes, observed = self.codes(batch)
+        for target, x in enumerate(batch.x):
+            for source in range(len(batch.x)):
+                here = observed[batch.rows[target], source]
+                if x is None or int(here.sum()) < 2:
+                    continue
+                with torch.no_grad():
+                    code = codes[batch.rows[target][here], source]
+                    predictor = self.network.decode(target, code, self._one_hot(batch, target, here))
+                    fake, real = self._visible(target, predictor), self._real(target, x[here])
+                score = self.network.discriminators[target]
+                losses.append(_losses.discriminator_loss(score(real), score(fake)))
+        return {"discriminator": torch.stack(losses).mean()} if losses else {}
+
+    def _fused(self, codes: Tensor, observed: Tensor) -> Tensor:
+        """Fused codes; in training modalities are hidden at random, each cell keeping one."""
+        kept = observed
+        if self.network.training and self.config.modality_dropout and observed.shape[1] > 1:
+            drawn = observed & (torch.rand(observed.shape, device=self.device) >= self.config.modality_dropout)
+            kept = torch.where(drawn.any(1, keepdim=True), drawn, observed)
+        nowhere = ~kept.any(1, keepdim=True)  # such a cell's fused code is never used; avoid 0/0
+        return self.network.fusion(codes, kept | nowhere)  # type: ignore[no-any-return]
+
+    def _add_target(
         self,
         target: int,
         x: Tensor,
@@ -89,80 +125,55 @@ class Tasks:
         fused: Tensor,
         terms: dict[str, list[Tensor]],
     ) -> None:
-        """Add the terms of decoding modality `target` from its own, every other, and the fused code."""
-        network, rows, likelihood = self.network, batch.rows[target], self.network.shapes[target].likelihood
-        real = x if likelihood == "binary" else network.standardisers[target](x)
-        for source in [*range(len(batch.x)), None]:
-            if source is None and len(batch.x) == 1:
-                continue
+        """Add the terms of decoding `target` from its own, from every other, and from the fused code."""
+        rows, likelihood = batch.rows[target], self.network.shapes[target].likelihood
+        real = self._real(target, x)
+        for source in [*range(len(batch.x)), None][: len(batch.x) + (len(batch.x) > 1)]:
             name = "reconstruction" if source == target else "translation"
-            adversarial = self.config.weight("generator") > 0 and source is not None
-            if not self.config.weight(name) and not adversarial:
-                continue
+            judged = bool(self.network.discriminators) and self.config.weight("generator") > 0 and source is not None
             here = observed[rows].any(1) if source is None else observed[rows, source]
-            if int(here.sum()) < 2:
+            if not (self.config.weight(name) or judged) or int(here.sum()) < 2:
                 continue
-            code = fused[rows[here]] if source is None else codes[rows[here], source]
-            predictor = network.decode(target, code, self._one_hot(batch, rows[here]))
-            loss = _losses.prediction_loss(predictor, real[here], likelihood)
-            terms[name].append(loss)
-            if adversarial:
-                fake = torch.sigmoid(predictor) if likelihood == "binary" else predictor
-                terms["generator"].append(_losses.generator_loss(network.discriminators[target](fake)))
+            code = (fused if source is None else codes[:, source])[rows[here]]
+            predictor = self.network.decode(target, code, self._one_hot(batch, target, here))
+            if self.config.weight(name):
+                terms[name].append(_losses.prediction_loss(predictor, real[here], likelihood))
+            if judged:
+                score = self.network.discriminators[target](self._visible(target, predictor))
+                terms["generator"].append(_losses.generator_loss(score))
 
     def _contrastive(self, batch: Batch, codes: Tensor, observed: Tensor, fused: Tensor) -> list[Tensor]:
         groups = batch.labels
-        if self.grouping and not self.supervised:
+        if not self.supervised and self.network.n_groups > 1:
             groups = self.network.heads[0](fused)[0].argmax(1)
         values = []
         for a in range(codes.shape[1]):
             for b in range(a + 1, codes.shape[1]):
                 both = observed[:, a] & observed[:, b]
                 if int(both.sum()) >= 2:
-                    values.append(
-                        _losses.contrastive_loss(codes[both, a], codes[both, b], groups[both], self.config.temperature)
-                    )
+                    pair = codes[both, a], codes[both, b]
+                    values.append(_losses.contrastive_loss(*pair, groups[both], self.config.temperature))
         return values
 
-    def identification(self, batch: Batch) -> dict[str, Tensor]:
-        """Group terms: cross-entropy where labels are given, else divergence clustering and entropy."""
-        codes, observed = self.codes(batch)
-        usable = observed.any(1)
-        if int(usable.sum()) < 2:
-            return {}
-        fused = self.network.fusion(codes[usable], self._hide(observed[usable]))
-        terms: dict[str, list[Tensor]] = defaultdict(list)
-        for head in self.network.heads:
-            logits, projected = head(fused)
-            if self.supervised:
-                terms["cross_entropy"].append(
-                    _losses.cross_entropy_loss(logits, batch.labels[usable], self.class_weights)
-                )
-                continue
-            probabilities = torch.softmax(logits, 1)
-            terms["clustering"].append(_losses.clustering_loss(probabilities, projected))
-            terms["entropy"].append(_losses.entropy_loss(probabilities))
-            if self.started is not None:
-                terms["start"].append(self._start_loss(batch, usable, logits))
-        return {name: torch.stack(values).mean() for name, values in terms.items()}
+    def _one_hot(self, batch: Batch, target: int, here: Tensor) -> Tensor | None:
+        """Batch of the cells a decoder is run for; an unknown batch is the even mixture of all."""
+        n = self.network.n_batches
+        if not n:
+            return None
+        index = batch.batches[batch.rows[target][here]]
+        known = F.one_hot(index.clamp_min(0), n).float()
+        return torch.where((index >= 0)[:, None], known, torch.full_like(known, 1 / n))
 
-    def discrimination(self, batch: Batch) -> Tensor:
-        """The discriminators' own loss: decoded values are detached, only discriminators learn from it."""
-        with torch.no_grad():
-            codes, observed = self.codes(batch)
-        losses = []
-        for target, x in enumerate(batch.x):
-            if x is None:
-                continue
-            rows, discriminator = batch.rows[target], self.network.discriminators[target]
-            binary = self.network.shapes[target].likelihood == "binary"
-            for source in range(len(batch.x)):
-                here = observed[rows, source]
-                if int(here.sum()) < 2:
-                    continue
-                with torch.no_grad():
-                    fake = self.network.decode(target, codes[rows[here], source], self._one_hot(batch, rows[here]))
-                    fake = torch.sigmoid(fake) if binary else fake
-                    real = x[here] if binary else self.network.standardisers[target](x[here])
-                losses.append(_losses.discriminator_loss(discriminator(real), discriminator(fake)))
-        return torch.stack(losses).mean()
+    def _real(self, target: int, x: Tensor) -> Tensor:
+        """What a decoder of `target` is compared with."""
+        if self.network.shapes[target].likelihood == "binary":
+            return x
+        return self.network.standardisers[target](x)  # type: ignore[no-any-return]
+
+    def _visible(self, target: int, predictor: Tensor) -> Tensor:
+        """A decoder's output on the scale of :meth:`_real`."""
+        return torch.sigmoid(predictor) if self.network.shapes[target].likelihood == "binary" else predictor
+
+
+def _means(terms: dict[str, list[Tensor]]) -> Terms:
+    return {name: torch.stack(values).mean() for name, values in terms.items() if values}

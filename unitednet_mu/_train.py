@@ -1,4 +1,4 @@
-"""The training loop: tasks, schedule, early stopping, history, progress."""
+"""The training loop: phases, steps, schedule, early stopping, history, progress."""
 
 from __future__ import annotations
 
@@ -6,9 +6,8 @@ import copy
 import logging
 import math
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,18 +15,20 @@ import pandas as pd
 import torch
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm.auto import tqdm
-
 
 from ._cluster import starting_groups
 from ._config import TrainingConfig
 from ._data import Batch, Dataset
 from ._network import UnitedNetwork
-from ._tasks import Tasks
+from ._tasks import Tasks, Terms
 
 logger = logging.getLogger(__name__)
 
 _STATISTICS_BATCH = 2048
+_EVALUATION_BATCH = 1024
+_HEAD_STEPS = 200
 
 
 @contextmanager
@@ -47,6 +48,8 @@ def set_statistics(network: UnitedNetwork, data: Dataset, cells: np.ndarray) -> 
     for m, source in enumerate(data.sources):
         scaler = StandardScaler(with_mean=False)
         mine = cells[data.observed[cells, m]]
+        if not len(mine):
+            continue
         for start in range(0, len(mine), _STATISTICS_BATCH):
             scaler.partial_fit(source.sparse_or_dense(mine[start : start + _STATISTICS_BATCH]).astype(np.float64))
         standardiser = network.standardisers[m]
@@ -62,35 +65,54 @@ def set_statistics(network: UnitedNetwork, data: Dataset, cells: np.ndarray) -> 
 def split_cells(data: Dataset, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Split the cells into training and held-out ones, evenly over labels, batches and modalities observed.
 
-    The split depends on cell names, not on their order.
+    The split depends on the names of the cells, not on their order.
     """
     cells = data.canonical
-    rng = np.random.default_rng(seed)
-    if fraction == 0:
-        return cells, cells[:0]
-    strata = np.column_stack([data.labels[cells], data.batches[cells], data.observed[cells]])
-    _, stratum = np.unique(strata, axis=0, return_inverse=True)
-    held = np.zeros(len(cells), bool)
-    # systematic sampling along the sorted strata: every stratum gives its share to within one cell
-    order = np.lexsort((rng.random(len(cells)), stratum.ravel()))
     n_held = round(fraction * len(cells))
-    if n_held:
-        held[order[((np.arange(n_held) + rng.random()) / n_held * len(cells)).astype(int)]] = True
+    if not n_held:
+        return cells, cells[:0]
+    rng = np.random.default_rng(seed)
+    strata = np.column_stack([data.labels[cells], data.batches[cells], data.observed[cells]])
+    stratum = np.unique(strata, axis=0, return_inverse=True)[1].ravel()
+    # systematic sampling along the sorted strata: every stratum gives its share to within one cell
+    order = np.lexsort((rng.random(len(cells)), stratum))
+    held = np.zeros(len(cells), bool)
+    held[order[((np.arange(n_held) + rng.random()) / n_held * len(cells)).astype(int)]] = True
     return cells[~held], cells[held]
 
 
-@dataclass
-class TrainingResult:
-    """History (one row an epoch) and the cells that were trained on and held out."""
+def default_batch_size(n_cells: int) -> int:
+    """Cells per mini-batch: about an eighth of the cells, a power of two from 32 to 512."""
+    return int(np.clip(2 ** round(math.log2(max(n_cells, 1) / 8)), 32, 512))
 
-    history: pd.DataFrame
-    train_cells: np.ndarray
-    held_out_cells: np.ndarray
 
+def default_epochs(n_cells: int, batch_size: int) -> int:
+    """Epochs that make about 1,200 steps, at least 20 and at most 200."""
+    return int(np.clip(round(1200 * batch_size / max(n_cells, 1)), 20, 200))
 
 
 class Trainer:
-    """Trains one network on one dataset; see :class:`TrainingConfig` for what can be set."""
+    """Trains one network on one dataset.
+
+    Parameters
+    ----------
+    network
+        Trained in place.
+    data
+        Cells, labels (-1 where unknown) and batches.
+    config
+        Schedule, loss weights, early stopping.
+    supervised
+        Whether groups come from `data.labels`.
+    n_groups
+        Number of groups to find; None lets Leiden find it. Not read where supervised.
+    new_groups
+        Whether groups are found anew; otherwise the network's head is trained on.
+    seed
+        Of everything random.
+    progress
+        Whether a progress bar is shown.
+    """
 
     def __init__(
         self,
@@ -100,155 +122,219 @@ class Trainer:
         *,
         supervised: bool,
         n_groups: int | None,
+        new_groups: bool,
         seed: int,
         progress: bool,
     ) -> None:
-        self.network, self.data, self.config = network, data, config
-        self.supervised, self.n_groups, self.seed = supervised, n_groups, seed
+        self.network, self.data, self.config, self.seed = network, data, config, seed
+        self.n_groups, self.find_groups = n_groups, new_groups and not supervised
         self.device = network.fusion.logits.device
         self.rng = np.random.default_rng(seed)
         self.train_cells, self.held_out = split_cells(data, config.validation_fraction, seed)
+        if config.batch_size is not None and config.batch_size > len(self.train_cells):
+            raise ValueError(
+                f"batch_size: expected at most the {len(self.train_cells)} training cells, found "
+                f"{config.batch_size}. Lower it, or leave it at None."
+            )
         self.batch_size = config.batch_size or default_batch_size(len(self.train_cells))
         self.max_epochs = config.max_epochs or default_epochs(len(self.train_cells), self.batch_size)
-        self.tasks = Tasks(network, config, supervised=supervised, class_weights=self._class_weights())
+        self.class_weights = self._class_weights() if supervised else None
         self.rows: list[dict[str, Any]] = []
-        self.bar = tqdm(total=self.max_epochs, desc="fit", unit="epoch", disable=not progress)
+        self.progress = progress
 
     def _class_weights(self) -> Tensor:
         labels = self.data.labels[self.train_cells]
         counts = np.bincount(labels[labels >= 0], minlength=self.network.n_groups)
-        weights = np.where(counts > 0, counts.sum() / np.maximum(counts, 1) / max((counts > 0).sum(), 1), 0.0)
+        present = counts > 0
+        weights = np.where(present, counts.sum() / np.maximum(counts, 1) / max(present.sum(), 1), 0.0)
         return torch.as_tensor(weights, dtype=torch.float32, device=self.device)
 
     def fit(self) -> pd.DataFrame:
-        """Train through all phases and return the history."""
-        if self.supervised:
-            self._phase("train", self.max_epochs, [self.tasks.translation, self.tasks.identification])
-        else:
-            warmup = max(1, round(self.config.warmup * self.max_epochs))
-            self._phase("warmup", warmup, [self.tasks.translation])
-            self._start_groups()
-            self._phase("train", self.max_epochs - warmup, [self.tasks.translation, self.tasks.identification])
-            self._keep_best_head()
-        self.bar.close()
+        """Train through all phases; the network is left in its best state.
+
+        Returns
+        -------
+        History, one row an epoch.
+        """
+        with tqdm(total=self.max_epochs, desc="fit", unit="epoch", disable=not self.progress) as bar:
+            if self.find_groups:
+                warmup = max(1, round(self.config.warmup * self.max_epochs))
+                self._phase("warmup", warmup, bar, identify=False)
+                self._start_heads()
+                self._phase("train", max(1, self.max_epochs - warmup), bar, identify=True)
+                self._keep_best_head()
+            else:
+                self._phase("train", self.max_epochs, bar, identify=True)
+        self.network.eval()
         return pd.DataFrame(self.rows)
 
-    def _phase(self, name: str, n_epochs: int, tasks: list[Any]) -> None:
-        parameters = [p for n, p in self.network.named_parameters() if not n.startswith("discriminators.")]
-        rate = self.config.learning_rate
-        optimiser = torch.optim.AdamW(parameters, lr=rate, weight_decay=self.config.weight_decay)
-        opponent = torch.optim.AdamW(self.network.discriminators.parameters(), lr=rate)
-        n_batches = math.ceil(len(self.train_cells) / self.batch_size)
-        n_steps = n_epochs * n_batches * (len(tasks) if self.config.alternate else 1)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, rate, total_steps=n_steps + 1, pct_start=0.2)
-        best, best_state, best_epoch = math.inf, None, 0
-        import os
-        decay = float(os.environ.get("EMA", "0"))
-        ema = torch.optim.swa_utils.AveragedModel(self.network, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(decay), use_buffers=False) if decay else None
+    # ------------------------------------------------------------------ one phase
+
+    def _phase(self, name: str, n_epochs: int, bar: Any, *, identify: bool) -> None:
+        """Train for up to `n_epochs`; restore the averaged weights with the best held-out loss."""
+        averaged = AveragedModel(self.network, multi_avg_fn=get_ema_multi_avg_fn(self.config.averaging))
+        optimisers = _Optimisers(self.network, self.config, n_epochs * self._steps_per_epoch(identify))
+        tasks = Tasks(self.network, self.config, self.class_weights)
+        judged = Tasks(averaged.module, self.config, self.class_weights)
+        best, best_epoch, best_state = math.inf, 0, averaged.module.state_dict()
         for epoch in range(n_epochs):
-            self.network.train()
-            record: dict[str, list[float]] = defaultdict(list)
-            order = self.train_cells[self.rng.permutation(len(self.train_cells))]
-            for _, batch in self.data.batches_of(order, self.batch_size, self.device):
-                if len(batch) < 2:
-                    continue
-                self._discriminate(batch, opponent, record)
-                groups = [[t] for t in tasks] if self.config.alternate else [tasks]
-                for group in groups:
-                    terms = {k: v for task in group for k, v in task(batch).items()}
-                    self._step(optimiser, parameters, terms, record)
-                    schedule.step()
-                    if ema is not None:
-                        ema.update_parameters(self.network)
-            if ema is not None:
-                live = copy.deepcopy(self.network.state_dict())
-                state = {k[7:]: v for k, v in ema.state_dict().items() if k.startswith("module.")}
-                self.network.load_state_dict({k: (v if "running" not in k and "num_b" not in k else live[k]) for k, v in state.items()})
-            validation = self._validate(tasks)
-            total = validation.pop("total")
+            record = self._epoch(tasks, optimisers, averaged, identify)
+            held_out = self._evaluate(judged, identify)
+            total = self._total_value(held_out) if held_out else math.nan
             self.rows.append(
-                {"epoch": len(self.rows), "phase": name, "learning_rate": schedule.get_last_lr()[0]}
-                | {f"train_{k}": float(np.mean(v)) for k, v in record.items()}
-                | {f"val_{k}": v for k, v in validation.items()} | {"val_total": total}
+                {"epoch": len(self.rows), "phase": name, "learning_rate": optimisers.rate, "val_total": total}
+                | {f"train_{term}": value for term, value in record.items()}
+                | {f"val_{term}": value for term, value in held_out.items()}
             )
-            self.bar.update()
-            if total < best:
-                best, best_epoch, best_state = total, epoch, copy.deepcopy(self.network.state_dict())
+            bar.set_postfix(held_out=f"{total:.3f}")
+            bar.update()
+            if not total >= best:  # also where nothing is held out
+                best, best_epoch = total, epoch
+                best_state = copy.deepcopy(averaged.module.state_dict())
             elif epoch - best_epoch >= self.config.patience:
+                bar.total -= n_epochs - epoch - 1
                 break
-            if ema is not None:
-                self.network.load_state_dict(live)
-        if best_state is not None and len(self.held_out):
-            self.network.load_state_dict(best_state)
+        self.network.load_state_dict(best_state)
 
-    def _total(self, terms: dict[str, Tensor]) -> Tensor:
-        return torch.stack([self.config.loss_weights.get(k, 1.0) * v for k, v in terms.items()]).sum()
+    def _steps_per_epoch(self, identify: bool) -> int:
+        per_batch = 2 if identify and self.config.alternate else 1
+        return math.ceil(len(self.train_cells) / self.batch_size) * per_batch
 
-    def _step(self, optimiser: Any, parameters: Any, terms: dict[str, Tensor], record: dict[str, list[float]]) -> None:
-        if not terms:
+    def _epoch(self, tasks: Tasks, optimisers: _Optimisers, averaged: AveragedModel, identify: bool) -> dict[str, float]:
+        self.network.train()
+        values: dict[str, list[float]] = defaultdict(list)
+        order = self.train_cells[self.rng.permutation(len(self.train_cells))]
+        for _, batch in self.data.batches_of(order, self.batch_size, self.device):
+            for terms in self._steps(tasks, batch, identify, optimisers):
+                averaged.update_parameters(self.network)
+                for term, value in terms.items():
+                    values[term].append(float(value.detach()))
+        return {term: float(np.mean(found)) for term, found in values.items()}
+
+    def _steps(self, tasks: Tasks, batch: Batch, identify: bool, optimisers: _Optimisers) -> Iterator[Terms]:
+        """Make the steps of one mini-batch: discriminators, then the tasks, together or in turn."""
+        if len(batch) < 2:  # batch statistics and pairs need two cells
             return
-        optimiser.zero_grad(set_to_none=True)
-        self._total(terms).backward()
-        nn.utils.clip_grad_norm_(parameters, self.config.gradient_clip)
-        optimiser.step()
-        for k, v in terms.items():
-            record[k].append(float(v))
-
-    def _discriminate(self, batch: Batch, opponent: Any, record: dict[str, list[float]]) -> None:
-        if not (self.config.weight("generator") and self.config.weight("discriminator")):
-            return
-        opponent.zero_grad(set_to_none=True)
-        loss = self.tasks.discrimination(batch)
-        (loss * self.config.weight("discriminator")).backward()
-        opponent.step()
-        record["discriminator"].append(float(loss))
+        if self.network.discriminators and self.config.weight("discriminator"):
+            judged = tasks.discrimination(batch)
+            if judged:
+                optimisers.step_discriminators(self._total(judged))
+                yield judged
+        rounds = [(True, False), (False, True)] if identify and self.config.alternate else [(True, identify)]
+        for label_free, identification in rounds:
+            codes, observed = tasks.codes(batch)
+            terms: Terms = tasks.label_free(batch, codes, observed) if label_free else {}
+            if identification:
+                terms |= tasks.identification(batch, codes, observed)
+            if terms:
+                optimisers.step(self._total(terms))
+                yield terms
 
     @torch.no_grad()
-    def _validate(self, tasks: list[Any]) -> dict[str, float]:
-        if len(self.held_out) < 2:
-            return {"total": math.nan}
-        self.network.eval()
+    def _evaluate(self, tasks: Tasks, identify: bool) -> dict[str, float]:
+        """Mean terms over the held-out cells, in evaluation mode; empty where nothing is held out."""
+        tasks.network.eval()
         sums: dict[str, float] = defaultdict(float)
-        weight = 0
-        for cells, batch in self.data.batches_of(self.held_out, 1024, self.device):
-            for task in tasks:
-                for k, v in task(batch).items():
-                    sums[k] += float(v) * len(cells)
-            weight += len(cells)
-        out = {k: v / weight for k, v in sums.items()}
-        out["total"] = sum(self.config.loss_weights.get(k, 1.0) * v for k, v in out.items() if k != "generator")
-        return out
+        cells_seen: dict[str, int] = defaultdict(int)
+        for cells, batch in self.data.batches_of(self.held_out, _EVALUATION_BATCH, self.device):
+            codes, observed = tasks.codes(batch)
+            terms = tasks.label_free(batch, codes, observed)
+            if identify:
+                terms |= tasks.identification(batch, codes, observed)
+            for term, value in terms.items():
+                sums[term] += float(value) * len(cells)
+                cells_seen[term] += len(cells)
+        return {term: total / cells_seen[term] for term, total in sums.items()}
+
+    def _total(self, terms: Terms) -> Tensor:
+        return torch.stack([self.config.weight(term) * value for term, value in terms.items()]).sum()
+
+    def _total_value(self, terms: dict[str, float]) -> float:
+        """Held-out loss that decides; the generator's is left out, since its opponent moves."""
+        return sum(self.config.weight(term) * value for term, value in terms.items() if term != "generator")
+
+    # ------------------------------------------------------------------ groups without labels
 
     @torch.no_grad()
-    def embed(self, cells: np.ndarray) -> np.ndarray:
-        self.network.eval()
-        out = []
-        for _, batch in self.data.batches_of(cells, 2048, self.device):
-            codes, observed = self.tasks.codes(batch)
-            out.append(self.network.fusion(codes, observed).cpu().numpy())
-        return np.concatenate(out)
+    def _fused(self, cells: np.ndarray) -> Tensor:
+        tasks = Tasks(self.network.eval(), self.config, self.class_weights)
+        parts = []
+        for _, batch in self.data.batches_of(cells, _EVALUATION_BATCH, self.device):
+            parts.append(self.network.fusion(*tasks.codes(batch)))
+        return torch.cat(parts)
 
-    def _start_groups(self) -> None:
-        z = self.embed(self.train_cells)
-        labels = starting_groups(z, self.n_groups, self.config.start, self.seed)
-        self.start_labels = labels
-        self.start_z = z
-        k = labels.max() + 1
-        self.network.new_heads(int(k), self.network.config.n_heads)
-        full = np.full(len(self.data), -1, np.int64)
-        full[self.train_cells] = labels
-        self.data.labels = full  # experimental
-        self.tasks.grouping = True
-        counts = np.bincount(labels, minlength=k)
-        self.tasks.class_weights = torch.ones(int(k))
+    def _start_heads(self) -> None:
+        """Fit each head to groups found on the fused codes; a start for the clustering loss to move."""
+        z = self._fused(self.train_cells)
+        if self.config.start == "random" and self.n_groups is not None:
+            self.network.new_heads(self.n_groups, self.network.config.n_heads)
+            return
+        n_groups = self.n_groups
+        starts: list[np.ndarray] = []
+        for head in range(self.network.config.n_heads):
+            starts.append(starting_groups(z.cpu().numpy(), n_groups, self.config.start, self.seed + head))
+            n_groups = int(starts[0].max()) + 1
+        logger.info("groups start from %d clusters.", n_groups)
+        self.network.new_heads(n_groups or 1, self.network.config.n_heads)
+        for head, labels in zip(self.network.heads, starts, strict=True):
+            _fit_head(head.train(), z, torch.from_numpy(labels).to(self.device), self.config)
 
+    @torch.no_grad()
     def _keep_best_head(self) -> None:
-        pass
+        """Keep the head with the lowest clustering and entropy loss on the training cells."""
+        z = self._fused(self.train_cells)
+        losses = []
+        for head in self.network.heads:
+            tasks = Tasks(self.network.eval(), self.config, None)
+            losses.append(float(self._total(tasks.head_terms(head, z))))
+        self.head_losses = losses
+        self.network.heads = nn.ModuleList([self.network.heads[int(np.argmin(losses))]])
 
 
-def default_batch_size(n):
-    return int(min(512, max(64, 2 ** round(math.log2(max(n, 1) / 12)))))
+def _fit_head(head: nn.Module, z: Tensor, labels: Tensor, config: TrainingConfig) -> None:
+    """Fit one head to starting groups on fixed codes, all cells at a time."""
+    optimiser = torch.optim.AdamW(head.parameters(), lr=1e-2, weight_decay=config.weight_decay)
+    for _ in range(_HEAD_STEPS):
+        optimiser.zero_grad(set_to_none=True)
+        nn.functional.cross_entropy(head(z)[0], labels).backward()
+        optimiser.step()
 
 
-def default_epochs(n, b):
-    return int(min(400, max(30, round(3000 / math.ceil(n / b)))))
+class _Optimisers:
+    """AdamW for the network with a one-cycle schedule, another for the discriminators; clipped steps."""
+
+    def __init__(self, network: UnitedNetwork, config: TrainingConfig, n_steps: int) -> None:
+        self.clip = config.gradient_clip
+        opponents = list(network.discriminators.parameters())
+        theirs = {id(p) for p in opponents}
+        self.parameters = [p for p in network.parameters() if id(p) not in theirs]
+        self.optimiser = torch.optim.AdamW(
+            self.parameters, lr=config.learning_rate, weight_decay=config.weight_decay
+        )
+        self.schedule = torch.optim.lr_scheduler.OneCycleLR(
+            self.optimiser, config.learning_rate, total_steps=n_steps + 1, pct_start=0.2
+        )
+        self.opponents = opponents
+        self.opponent = torch.optim.AdamW(opponents, lr=config.learning_rate) if opponents else None
+
+    @property
+    def rate(self) -> float:
+        """Learning rate of the next step."""
+        return float(self.schedule.get_last_lr()[0])
+
+    def step(self, loss: Tensor) -> None:
+        """Move the network; the discriminators' weights stay."""
+        self.optimiser.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(self.parameters, self.clip)
+        self.optimiser.step()
+        self.schedule.step()
+
+    def step_discriminators(self, loss: Tensor) -> None:
+        """Move the discriminators; the network's weights stay."""
+        if self.opponent is None:
+            return
+        self.opponent.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(self.opponents, self.clip)
+        self.opponent.step()

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 from anndata import AnnData
 from mudata import MuData
+from scipy import sparse
 
 from .._compat import copied, is_sparse, make_real, quiet_update, undo_on_error
 from .._validate import check_modalities, check_mudata, unknown_name
 
 COUNTS = "counts"
-_BLOCK_ROWS = 4096
+_PART = 1_000_000  # values looked at in one go
 
 
 def start(mdata: object, mod: str, copy: bool) -> MuData:
@@ -49,7 +51,7 @@ def find_counts(adata: AnnData, mod: str, layer: str | None) -> Any:
             "prepare it anew from these counts."
         )
     _check_counts(values, mod, layers)
-    return values
+    return values.copy() if adata.is_view else values  # a view's array, copied, is a plain one
 
 
 def check_filled(adata: AnnData, mod: str, values: Any) -> None:
@@ -63,14 +65,9 @@ def check_filled(adata: AnnData, mod: str, values: Any) -> None:
 
 def check_finite(adata: AnnData, mod: str, values: Any) -> None:
     """Refuse NaN and inf, saying how many there are and where the first one stands."""
-    bad, first = 0, None
-    for start_row in range(0, values.shape[0], _BLOCK_ROWS):
-        block = values[start_row : start_row + _BLOCK_ROWS]
-        rows, columns = _not_finite(block)
-        if first is None and len(rows):
-            first = (start_row + int(rows[0]), int(columns[0]))
-        bad += len(rows)
-    if first is not None:
+    bad = sum(int((~np.isfinite(part)).sum()) for part in _parts(values))
+    if bad:
+        first = _first_not_finite(values)
         cell, feature = adata.obs_names[first[0]], adata.var_names[first[1]]
         raise ValueError(
             f"modality {mod!r}: expected finite values, found {bad} NaN or inf, the first at cell "
@@ -88,12 +85,10 @@ def as_float(values: Any) -> Any:
 
 
 def like(values: Any, original: Any) -> Any:
-    """Return `values` in the sparse format, and matrix or array flavour, of `original`."""
+    """Return `values` in the sparse type of `original`, as a CSR matrix where that is dense."""
     if not is_sparse(values):
         return values
-    if not is_sparse(original) or original.format not in ("csr", "csc"):
-        return values.tocsr()
-    return type(original)(values)
+    return type(original)(values) if is_sparse(original) else sparse.csr_matrix(values)
 
 
 def write(
@@ -141,10 +136,8 @@ def write(
 
 
 def _check_counts(values: Any, mod: str, layers: list[str]) -> None:
-    for start_row in range(0, values.shape[0], _BLOCK_ROWS):
-        block = values[start_row : start_row + _BLOCK_ROWS]
-        stored = np.asarray(block.data if is_sparse(block) else block)
-        wrong = stored[~(np.isfinite(stored) & (stored >= 0) & (stored == np.rint(stored)))]
+    for part in _parts(values):
+        wrong = part[~(np.isfinite(part) & (part >= 0) & (part == np.rint(part)))]
         if wrong.size:
             raise ValueError(
                 f"modality {mod!r}: expected raw counts (whole numbers from 0 on), found "
@@ -154,13 +147,25 @@ def _check_counts(values: Any, mod: str, layers: list[str]) -> None:
             )
 
 
-def _not_finite(block: Any) -> tuple[np.ndarray, np.ndarray]:
-    if not is_sparse(block):
-        rows, columns = np.nonzero(~np.isfinite(np.asarray(block)))
-        return rows, columns
-    stored = block.tocoo()
-    bad = ~np.isfinite(stored.data)
-    return stored.row[bad], stored.col[bad]
+def _parts(values: Any) -> Iterator[np.ndarray]:
+    """Yield all values, of sparse ones those that are stored, a part at a time."""
+    whole = values.data if is_sparse(values) else values
+    step = max(1, _PART // (1 if is_sparse(values) else values.shape[1]))
+    for begin in range(0, whole.shape[0], step):
+        yield np.asarray(whole[begin : begin + step])
+
+
+def _first_not_finite(values: Any) -> tuple[int, int]:
+    """Row and column of the first value, row by row, that is NaN or infinite."""
+    if not is_sparse(values):
+        for row in range(values.shape[0]):
+            bad = np.flatnonzero(~np.isfinite(np.asarray(values[row])))
+            if len(bad):
+                return row, int(bad[0])
+    stored = values.tocoo()
+    bad = np.flatnonzero(~np.isfinite(stored.data))
+    first = bad[np.lexsort((stored.col[bad], stored.row[bad]))[0]]
+    return int(stored.row[first]), int(stored.col[first])
 
 
 def _same(left: Any, right: Any) -> bool:

@@ -8,7 +8,9 @@ import warnings
 import numpy as np
 from anndata import AnnData
 from mudata import MuData
+from scipy import sparse
 
+from .._compat import is_sparse
 from . import _common
 
 logger = logging.getLogger(__name__)
@@ -87,7 +89,9 @@ def rna(
     adata = mdata.mod[mod]
     counts = _common.find_counts(adata, mod, layer)
     _check_settings(target_sum, n_top_genes, adata.n_vars, mod)
-    work = AnnData(X=_common.as_float(counts))
+    values = _common.as_float(counts)
+    # scanpy 1.11 multiplies sparse arrays as if they were dense
+    work = AnnData(X=sparse.csr_matrix(values) if is_sparse(values) else values)
     var, keep = _normalise(work, target_sum, n_top_genes, mod)
     _common.write(
         mdata,

@@ -1,0 +1,371 @@
+"""The trained bundle: network, settings, feature and group names; encode, predict, save, load. No pickle."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import safetensors
+import safetensors.torch
+import torch
+from mudata import MuData
+from torch import Tensor
+from torch.nn import functional as F
+
+from ._config import NetworkConfig, TrainingConfig
+from ._data import Batch, Dataset, ModalitySpec, open_dataset
+from ._network import ModalityShape, UnitedNetwork
+from ._validate import unknown_name
+
+FORMAT_VERSION = 1
+_METADATA_KEY = "unitednet_mu"
+_INFERENCE_CELLS = 2048
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """Everything about a trained model that is not a tensor.
+
+    Parameters
+    ----------
+    modalities
+        What is read of each modality, in the network's order.
+    groups
+        Names of the groups, in the order of the head's outputs.
+    labels_key, batch_key
+        Columns trained on; None where groups were found, or batches not used.
+    batches
+        Names of the batches the decoders are conditioned on.
+    batch_measured
+        Per batch and modality whether training cells of that batch had the modality.
+    network, training
+        The settings.
+    random_state
+        The seed.
+    """
+
+    modalities: tuple[ModalitySpec, ...]
+    groups: tuple[str, ...]
+    network: NetworkConfig
+    training: TrainingConfig
+    labels_key: str | None = None
+    batch_key: str | None = None
+    batches: tuple[str, ...] = ()
+    batch_measured: tuple[tuple[bool, ...], ...] = ()
+    random_state: int = 0
+
+    def to_json(self) -> str:
+        """JSON text of the bundle's settings."""
+        plain = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        plain["modalities"] = [dataclasses.asdict(spec) for spec in self.modalities]
+        plain |= {"network": self.network.to_dict(), "training": self.training.to_dict()}
+        return json.dumps({"format": FORMAT_VERSION, **plain})
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """Read what :meth:`to_json` wrote.
+
+        Raises
+        ------
+        ValueError
+            Not such a text, or of an unknown format version.
+        """
+        try:
+            plain = json.loads(text)
+            version = plain.pop("format")
+            if version != FORMAT_VERSION:
+                raise ValueError(
+                    f"model: format version {version!r} is not known; this package reads {FORMAT_VERSION}. "
+                    "Update unitednet_mu."
+                )
+            plain["modalities"] = tuple(
+                ModalitySpec(**{**spec, "features": tuple(spec["features"])}) for spec in plain["modalities"]
+            )
+            plain |= {name: tuple(plain[name]) for name in ("groups", "batches")}
+            plain["batch_measured"] = tuple(tuple(row) for row in plain["batch_measured"])
+            plain |= {
+                "network": NetworkConfig.build(plain["network"]),
+                "training": TrainingConfig.build(plain["training"]),
+            }
+            return cls(**plain)
+        except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
+            raise ValueError(f"model: the stored settings cannot be read ({error}).") from error
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Codes of cells, float32; rows follow the cells asked for.
+
+    Attributes
+    ----------
+    codes
+        Cells x modalities x n_latent; NaN where the cell lacks the modality.
+    fused
+        Cells x n_latent; NaN where the cell has none of the modalities.
+    logits
+        Calibrated group logits, cells x groups.
+    """
+
+    codes: np.ndarray
+    fused: np.ndarray
+    logits: np.ndarray
+
+    @property
+    def probabilities(self) -> np.ndarray:
+        """Group probabilities, cells x groups, float32."""
+        return torch.softmax(torch.from_numpy(self.logits), 1).numpy()
+
+
+class Model:
+    """A trained UnitedNet.
+
+    Attributes
+    ----------
+    network
+        The torch module.
+    info
+        Settings and names.
+    accuracy
+        Expected accuracy of predictions: by ``"<target>_from_<sources>"`` a float32 array
+        (2 x target features) of held-out Pearson r, overall and within groups; NaN where unknown.
+
+    Examples
+    --------
+    >>> import unitednet_mu as un
+    >>> model = un.get.model(mdata)  # doctest: +SKIP
+    >>> model.encode(mdata).fused.shape  # doctest: +SKIP
+    """
+
+    def __init__(
+        self, network: UnitedNetwork, info: ModelInfo, accuracy: Mapping[str, np.ndarray] | None = None
+    ) -> None:
+        self.network, self.info = network.eval(), info
+        self.accuracy = dict(accuracy or {})
+
+    # ------------------------------------------------------------------ names
+
+    @property
+    def modality_names(self) -> list[str]:
+        """Names of the modalities, in the network's order."""
+        return [spec.name for spec in self.info.modalities]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network is."""
+        return self.network.fusion.logits.device
+
+    def modality_index(self, name: str, argument: str) -> int:
+        """Position of a modality; an error that lists the model's modalities where there is none."""
+        if name not in self.modality_names:
+            raise ValueError(unknown_name(f"{argument}: modality", name, self.modality_names))
+        return self.modality_names.index(name)
+
+    def modality_weights(self) -> np.ndarray:
+        """Fusion weight of each modality where all are observed (mean over code dimensions), float32."""
+        everything = torch.ones(1, len(self.modality_names), dtype=torch.bool, device=self.device)
+        with torch.no_grad():
+            return self.network.fusion.weights(everything).mean(2)[0].cpu().numpy()  # type: ignore[no-any-return]
+
+    # ------------------------------------------------------------------ inference
+
+    def open(self, mdata: MuData) -> Dataset:
+        """Align `mdata` to the model by feature names; it may lack modalities."""
+        return open_dataset(mdata, self.info.modalities, partial=True)
+
+    def codes(self, batch: Batch) -> Tensor:
+        """Codes of a mini-batch, cells x modalities x n_latent; zero where not observed."""
+        shape = (len(batch), len(batch.x), self.info.network.n_latent)
+        codes = torch.zeros(shape, device=self.device)
+        for m, (x, rows) in enumerate(zip(batch.x, batch.rows, strict=True)):
+            if x is not None:
+                codes[rows, m] = self.network.encode(m, x)
+        return codes
+
+    def encode(self, mdata: MuData | Dataset, *, modalities: Sequence[str] | None = None) -> Encoded:
+        """Codes, fused codes and group logits of all cells.
+
+        Parameters
+        ----------
+        mdata
+            Cells; features are matched by name.
+        modalities
+            Fuse only these modalities; by default all that a cell has.
+
+        Returns
+        -------
+        Encoded
+            Rows follow ``mdata.obs_names``; NaN where a cell has none of the modalities.
+        """
+        data = mdata if isinstance(mdata, Dataset) else self.open(mdata)
+        used = np.isin(self.modality_names, list(modalities or self.modality_names))
+        observed = data.observed & used
+        n, k = len(data), self.info.network.n_latent
+        codes = np.full((n, len(used), k), np.nan, np.float32)
+        fused = np.full((n, k), np.nan, np.float32)
+        logits = np.full((n, len(self.info.groups)), np.nan, np.float32)
+        with torch.no_grad():
+            for cells, batch in data.batches_of(np.flatnonzero(observed.any(1)), _INFERENCE_CELLS, self.device):
+                mask = torch.from_numpy(observed[cells]).to(self.device)
+                values = self.codes(batch)
+                z = self.network.fusion(values, mask)
+                codes[cells] = values.masked_fill(~mask[:, :, None], torch.nan).cpu().numpy()
+                fused[cells] = z.cpu().numpy()
+                logits[cells] = self.network.group_logits(z).cpu().numpy()
+        return Encoded(codes, fused, logits)
+
+    def predict(
+        self, mdata: MuData | Dataset, source: str | Sequence[str], target: str, *, transform_batch: str | None = None
+    ) -> np.ndarray:
+        """Predict one modality from others.
+
+        Parameters
+        ----------
+        mdata
+            Cells; features are matched by name.
+        source
+            One or several modalities; each cell uses those of them that it has.
+        target
+            The modality to predict.
+        transform_batch
+            As which batch; by default the mean over the batches that measured the target. Only for
+            models trained with a `batch_key`.
+
+        Returns
+        -------
+        float32, cells x target features, in the target's units (probabilities where binary); NaN for
+        cells that have none of the sources.
+        """
+        data = mdata if isinstance(mdata, Dataset) else self.open(mdata)
+        return self.decode(self.encode(data, modalities=as_list(source)).fused, target, transform_batch)
+
+    def decode(self, fused: np.ndarray, target: str, transform_batch: str | None = None) -> np.ndarray:
+        """Predict one modality from fused codes (cells x n_latent); NaN rows stay NaN."""
+        m = self.modality_index(target, "target")
+        batches = self.batch_vectors(target, transform_batch)
+        out = np.full((len(fused), self.network.shapes[m].n_features), np.nan, np.float32)
+        cells = np.flatnonzero(~np.isnan(fused).any(1))
+        with torch.no_grad():
+            for start in range(0, len(cells), _INFERENCE_CELLS):
+                chunk = cells[start : start + _INFERENCE_CELLS]
+                code = torch.from_numpy(fused[chunk]).to(self.device)
+                predictions = [
+                    self.network.to_units(m, self.network.decode(m, code, vector))
+                    for vector in self._expanded(batches, len(chunk))
+                ]
+                out[chunk] = torch.stack(predictions).mean(0).cpu().numpy()
+        return out
+
+    def batch_vectors(self, target: str, transform_batch: str | None) -> Tensor:
+        """One-hot rows of the batches a prediction is averaged over (none where no batch was used).
+
+        Raises
+        ------
+        ValueError
+            `transform_batch` is not a batch of the model, or the model has none.
+        """
+        names = list(self.info.batches)
+        if transform_batch is not None and transform_batch not in names:
+            raise ValueError(unknown_name("transform_batch", transform_batch, names))
+        m = self.modality_index(target, "target")
+        chosen = (
+            [names.index(transform_batch)]
+            if transform_batch is not None
+            else [i for i, measured in enumerate(self.info.batch_measured) if measured[m]]
+        )
+        index = torch.tensor(chosen, dtype=torch.long)
+        return F.one_hot(index, max(len(names), 1)).float().to(self.device)
+
+    def _expanded(self, batches: Tensor, n: int) -> Iterator[Tensor | None]:
+        if not self.network.n_batches:
+            yield None
+            return
+        for row in batches:
+            yield row.expand(n, -1)
+
+    # ------------------------------------------------------------------ storage
+
+    def _tensors(self) -> dict[str, Tensor]:
+        state = {f"network.{k}": v.detach().cpu().contiguous() for k, v in self.network.state_dict().items()}
+        return state | {f"accuracy.{k}": torch.from_numpy(v) for k, v in self.accuracy.items()}
+
+    @classmethod
+    def _assemble(cls, tensors: Mapping[str, Tensor], text: str) -> Self:
+        info = ModelInfo.from_json(text)
+        shapes = [ModalityShape(len(spec.features), spec.likelihood) for spec in info.modalities]
+        network = UnitedNetwork(shapes, len(info.groups), len(info.batches), info.network)
+        state = {k.removeprefix("network."): v for k, v in tensors.items() if k.startswith("network.")}
+        bad = [k for k, v in state.items() if v.is_floating_point() and not bool(torch.isfinite(v).all())]
+        if bad:
+            raise ValueError(f"model: expected finite weights, found NaN or infinite values in {bad[0]!r}.")
+        try:
+            network.load_state_dict(state)
+        except RuntimeError as error:
+            raise ValueError(f"model: the stored weights do not fit the stored settings ({error}).") from error
+        accuracy = {k.removeprefix("accuracy."): v.numpy() for k, v in tensors.items() if k.startswith("accuracy.")}
+        return cls(network, info, accuracy)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Form that is stored in ``.uns``: safetensors bytes as a uint8 array, and JSON text with checksum."""
+        weights = safetensors.torch.save(self._tensors())
+        return {
+            "weights": np.frombuffer(weights, np.uint8).copy(),
+            "config": self.info.to_json(),
+            "sha256": hashlib.sha256(weights).hexdigest(),
+        }
+
+    @classmethod
+    def from_dict(cls, stored: Mapping[str, Any]) -> Self:
+        """Rebuild a model from :meth:`to_dict`'s form.
+
+        Raises
+        ------
+        ValueError
+            Parts are missing, the checksum differs, or weights and settings do not fit.
+        """
+        missing = [name for name in ("weights", "config", "sha256") if name not in stored]
+        if missing:
+            raise ValueError(f"model: expected the entries weights, config and sha256, found no {missing}.")
+        weights = np.asarray(stored["weights"], np.uint8).tobytes()
+        if hashlib.sha256(weights).hexdigest() != str(stored["sha256"]):
+            raise ValueError("model: the stored weights are damaged (their checksum differs). Fit again.")
+        try:
+            tensors = safetensors.torch.load(weights)
+        except safetensors.SafetensorError as error:
+            raise ValueError(f"model: the stored weights cannot be read ({error}).") from error
+        return cls._assemble(tensors, str(stored["config"]))
+
+    def save(self, path: str | Path) -> None:
+        """Write the model to one safetensors file (settings in its metadata; no pickle)."""
+        safetensors.torch.save_file(self._tensors(), str(path), {_METADATA_KEY: self.info.to_json()})
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """Read a file written by :meth:`save`.
+
+        Raises
+        ------
+        FileNotFoundError
+            There is no such file.
+        ValueError
+            The file is no model of this package.
+        """
+        try:
+            with safetensors.safe_open(str(path), "pt") as file:
+                text = (file.metadata() or {}).get(_METADATA_KEY)
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except safetensors.SafetensorError as error:
+            raise ValueError(f"{path}: not a safetensors file ({error}).") from error
+        if text is None:
+            raise ValueError(f"{path}: a safetensors file, but not written by unitednet_mu's Model.save.")
+        return cls._assemble(tensors, text)
+
+
+def as_list(names: str | Sequence[str]) -> list[str]:
+    """One name, or several, as a list."""
+    return [names] if isinstance(names, str) else list(names)

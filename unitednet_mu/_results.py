@@ -1,0 +1,224 @@
+"""The only writer of model results into a MuData: each function writes all of its slots or none."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+from mudata import MuData
+from scipy import sparse
+
+from . import _compat
+from ._keys import DEFAULT_STEM, PREDICTED_MARK, UNKNOWN, Keys
+from ._model import Encoded, Model
+
+
+@contextmanager
+def writing(mdata: MuData) -> Iterator[MuData]:
+    """Make a view real, and undo everything if the block fails, however it fails."""
+    with _compat.undo_on_error(mdata):
+        _compat.make_real(mdata)
+        yield mdata
+
+
+def target_of(mdata: MuData, copy: bool) -> MuData:
+    """Return the object to write to: `mdata`, or a copy that shares nothing with it."""
+    return _compat.copied(mdata) if copy else mdata
+
+
+def read(mdata: MuData, keys: Keys) -> dict[str, Any]:
+    """Everything stored under a stem (a new dictionary; empty where there is nothing)."""
+    return dict(mdata.uns.get(keys.uns, {}))
+
+
+def _store(mdata: MuData, keys: Keys, entries: Mapping[str, Any]) -> None:
+    # the dictionary is replaced, never changed: a view's `.uns` shares its nested dictionaries with the parent
+    mdata.uns[keys.uns] = {**read(mdata, keys), **entries}
+
+
+def write_fit(mdata: MuData, keys: Keys, model: Model, history: pd.DataFrame) -> None:
+    """Replace everything in ``.uns[stem]`` by a newly trained model and its history."""
+    from . import __version__
+
+    info = model.info
+    data = {
+        "modalities": np.asarray(model.modality_names, dtype=str),
+        "likelihood": np.asarray([spec.likelihood for spec in info.modalities], dtype=str),
+        "layer": np.asarray([spec.layer or "" for spec in info.modalities], dtype=str),
+        "use_rep": np.asarray([spec.use_rep or "" for spec in info.modalities], dtype=str),
+        "labels_key": info.labels_key or "",
+        "batch_key": info.batch_key or "",
+        "random_state": info.random_state,
+    }
+    with writing(mdata):
+        mdata.uns[keys.uns] = {
+            "version": __version__,
+            "params": {"data": data, "network": _plain(info.network), "training": _plain(info.training)},
+            "history": history,
+            "groups": np.asarray(info.groups, dtype=str),
+            "modality_weights": pd.DataFrame({"weight": model.modality_weights()}, index=model.modality_names),
+            "model": model.to_dict(),
+        }
+
+
+def _plain(config: Any) -> dict[str, Any]:
+    """Settings as `.uns` can hold them: no None, lists as arrays."""
+    plain = {k: np.asarray(v) if isinstance(v, list) else v for k, v in config.to_dict().items()}
+    return {k: "auto" if v is None else v for k, v in plain.items()}
+
+
+def write_embedding(mdata: MuData, keys: Keys, model: Model, encoded: Encoded) -> None:
+    """Write the fused embedding, each modality's own code, groups, confidence and probabilities."""
+    names = np.asarray(model.info.groups, dtype=str)
+    group, confidence = call_groups(encoded.probabilities, names, threshold=0.0)
+    with writing(mdata):
+        mdata.obsm[keys.embedding] = encoded.fused
+        for m, name in enumerate(model.modality_names):
+            if name in mdata.mod:
+                rows = mdata.obs_names.get_indexer(mdata.mod[name].obs_names)
+                mdata.mod[name].obsm[keys.embedding] = encoded.codes[rows, m]
+        mdata.obs[keys.group] = group
+        mdata.obs[keys.group_confidence] = confidence
+        mdata.obsm[keys.probabilities] = encoded.probabilities
+        _store(mdata, keys, {"groups": names, "version": _version()})
+
+
+def call_groups(probabilities: np.ndarray, names: np.ndarray, threshold: float) -> tuple[pd.Categorical, np.ndarray]:
+    """Name of each cell's likeliest group and its probability; below `threshold` it is ``"unknown"``.
+
+    A cell without any of the model's modalities has no group (missing) and no confidence (NaN).
+    """
+    seen = ~np.isnan(probabilities).any(1)
+    best = np.where(seen, np.nan_to_num(probabilities).argmax(1), -1)
+    confidence = np.where(seen, np.nan_to_num(probabilities).max(1), np.nan).astype(np.float32)
+    categories = list(names)
+    if threshold > 0 and UNKNOWN not in categories:
+        categories.append(UNKNOWN)
+    if threshold > 0:
+        best = np.where(seen & (confidence < threshold), categories.index(UNKNOWN), best)
+    return pd.Categorical.from_codes(best, categories), confidence
+
+
+def _version() -> str:
+    from . import __version__
+
+    return __version__
+
+
+def write_prediction(
+    mdata: MuData, keys: Keys, model: Model, source: Sequence[str], target: str, values: np.ndarray
+) -> None:
+    """Add the predicted modality for every cell that has one of the sources."""
+    name = keys.predicted(source, target)
+    cells = ~np.isnan(values).any(1)
+    features = np.asarray(model.info.modalities[model.modality_index(target, "target")].features)
+    accuracy = model.accuracy.get(Keys(DEFAULT_STEM).predicted(source, target), np.full((2, len(features)), np.nan))
+    var = pd.DataFrame(
+        {"feature": features, "expected_r": accuracy[0], "expected_r_within_groups": accuracy[1]},
+        index=[f"{name}:{feature}" for feature in features],
+    )
+    predicted = AnnData(values[cells], obs=pd.DataFrame(index=mdata.obs_names[cells]), var=var)
+    predicted.uns[PREDICTED_MARK] = {"source": np.asarray(source, dtype=str), "target": target, "key": keys.stem}
+    with writing(mdata):
+        for key in mdata.obsm:
+            embedding = mdata.obsm[key]
+            if key not in mdata.mod and getattr(embedding, "ndim", 0) == 2:
+                predicted.obsm[key] = embedding[cells]
+        with _compat.quiet_update():
+            mdata.mod[name] = predicted
+            mdata.update()
+        _store(mdata, keys, {"version": _version()})
+
+
+def write_labels(
+    query: MuData,
+    keys: Keys,
+    model: Model,
+    probabilities: np.ndarray,
+    threshold: float,
+    params: Mapping[str, Any],
+    history: pd.DataFrame | None,
+) -> None:
+    """Write transferred labels, their confidence and probabilities, and the model that gave them."""
+    names = np.asarray(model.info.groups, dtype=str)
+    label, confidence = call_groups(probabilities, names, threshold)
+    entries: dict[str, Any] = {
+        "version": _version(),
+        "labels": names,
+        "transfer": dict(params),
+        "groups": names,
+        "model": model.to_dict(),
+    }
+    if history is not None:
+        entries["history"] = history
+    with writing(query):
+        query.obs[keys.label] = label
+        query.obs[keys.label_confidence] = confidence
+        query.obsm[keys.label_probabilities] = probabilities
+        _store(query, keys, entries)
+
+
+def write_relevance(
+    mdata: MuData,
+    keys: Keys,
+    model: Model,
+    signed: Sequence[np.ndarray],
+    absolute: Sequence[np.ndarray],
+    params: Mapping[str, Any],
+) -> None:
+    """Write group-to-feature relevance into ``.uns`` and, where features are variables, ``.varm``."""
+    modalities: dict[str, Any] = {}
+    with writing(mdata):
+        for spec, plus, size in zip(model.info.modalities, signed, absolute, strict=True):
+            modalities[spec.name] = {
+                "features": np.asarray(spec.features, dtype=str),
+                "signed": plus.astype(np.float32),
+                "absolute": size.astype(np.float32),
+            }
+            if spec.name in mdata.mod and spec.use_rep is None:
+                adata = mdata.mod[spec.name]
+                adata.varm[keys.relevance] = _by_variable(adata, spec.features, plus)
+                adata.varm[keys.relevance_abs] = _by_variable(adata, spec.features, size)
+        groups = np.asarray(model.info.groups, dtype=str)
+        entry = {"groups": groups, "params": dict(params), "modalities": modalities}
+        _store(mdata, keys, {"relevance": entry, "version": _version()})
+
+
+def _by_variable(adata: AnnData, features: Sequence[str], values: np.ndarray) -> np.ndarray:
+    """Rows in the order of `adata.var_names`; NaN for variables that the model does not know."""
+    where = pd.Index(features).get_indexer(adata.var_names.astype(str))
+    out = np.full((adata.n_vars, values.shape[1]), np.nan, np.float32)
+    out[where >= 0] = values[where[where >= 0]]
+    return out
+
+
+def write_cross_relevance(
+    mdata: MuData,
+    keys: Keys,
+    model: Model,
+    source: str,
+    target: str,
+    signed: Sequence[Any],
+    absolute: Sequence[Any],
+    params: Mapping[str, Any],
+) -> None:
+    """Write cross-modal relevance, one sparse matrix (source x target features) a group."""
+    specs = {spec.name: spec for spec in model.info.modalities}
+    entry = {
+        "groups": np.asarray(model.info.groups, dtype=str),
+        "source": source,
+        "target": target,
+        "source_features": np.asarray(specs[source].features, dtype=str),
+        "target_features": np.asarray(specs[target].features, dtype=str),
+        "params": dict(params),
+        "signed": {str(k): sparse.csr_matrix(matrix, dtype=np.float32) for k, matrix in enumerate(signed)},
+        "absolute": {str(k): sparse.csr_matrix(matrix, dtype=np.float32) for k, matrix in enumerate(absolute)},
+    }
+    name = Keys(DEFAULT_STEM).predicted([source], target)
+    with writing(mdata):
+        others = dict(read(mdata, keys).get("cross_relevance", {}))
+        _store(mdata, keys, {"cross_relevance": {**others, name: entry}, "version": _version()})
