@@ -1,0 +1,77 @@
+"""Adaptation of a labelled model to a query, and the check whether it helped."""
+
+from __future__ import annotations
+
+import logging
+
+import numpy as np
+import pandas as pd
+import torch
+from torch.nn import functional as F
+
+from ._data import Dataset, concatenate
+from ._fit import train_on
+from ._model import Model, ModelInfo
+from ._tasks import Tasks
+from ._train import split_cells
+
+logger = logging.getLogger(__name__)
+
+#: What differs from the defaults of a fit: a gentler and shorter training.
+ADAPTATION = {"learning_rate": 1e-3, "max_epochs": 40, "patience": 10}
+
+
+def adapt_model(
+    model: Model, info: ModelInfo, reference: Dataset, query: Dataset, *, progress: bool
+) -> tuple[Model, pd.DataFrame, dict[str, float | bool]]:
+    """Train on with labels of the reference and the label-free losses on reference and query (paper, Methods).
+
+    The adapted model is kept if, on cells held out from adaptation, the query is reconstructed and translated
+    better and the labels of the reference are identified no worse (within one standard error).
+
+    Returns
+    -------
+    The model to use, the history of the adaptation, and the verdict: ``adapted`` and the losses before and
+    after.
+    """
+    joint = concatenate(reference, query)
+    adapted, history = train_on(model, joint, info, n_groups=None, reset_head=False, progress=progress)
+    _, held_out = split_cells(joint, info.training.validation_fraction, info.random_state)
+    of_reference = held_out[held_out < len(reference)]
+    of_query = held_out[held_out >= len(reference)]
+    before, after = (_label_losses(m, joint, of_reference) for m in (model, adapted))
+    query_before, query_after = (_label_free_loss(m, info, joint, of_query) for m in (model, adapted))
+    change = after - before
+    error = change.std(ddof=1) / np.sqrt(len(change)) if len(change) > 1 else np.nan
+    kept = bool(change.mean() <= error and query_after < query_before) if len(change) > 1 else False
+    if not kept:
+        logger.info("adaptation held back: it did not help on held-out cells; the model is used as it was.")
+    verdict: dict[str, float | bool] = {
+        "adapted": kept,
+        "reference_loss_before": float(before.mean()) if len(before) else np.nan,
+        "reference_loss_after": float(after.mean()) if len(after) else np.nan,
+        "query_loss_before": query_before,
+        "query_loss_after": query_after,
+    }
+    return (adapted if kept else model), history, verdict
+
+
+def _label_losses(model: Model, data: Dataset, cells: np.ndarray) -> np.ndarray:
+    """Cross-entropy of each labelled cell."""
+    cells = cells[data.labels[cells] >= 0]
+    if not len(cells):
+        return np.empty(0)
+    logits = torch.from_numpy(model.encode(data).logits[cells]).double()
+    losses = F.cross_entropy(logits, torch.from_numpy(data.labels[cells]), reduction="none")
+    return losses.numpy()  # type: ignore[no-any-return]
+
+
+@torch.no_grad()
+def _label_free_loss(model: Model, info: ModelInfo, data: Dataset, cells: np.ndarray) -> float:
+    """Reconstruction and translation loss of cells."""
+    if len(cells) < 2:
+        return float("nan")
+    tasks = Tasks(model.network.eval(), info.training, None)
+    batch = data.batch(cells, model.device)
+    terms = tasks.label_free(batch, *tasks.codes(batch))
+    return float(sum(value for name, value in terms.items() if name in ("reconstruction", "translation")))

@@ -1,0 +1,145 @@
+"""From aligned data to a trained model: build or continue a network, train it, calibrate it, measure it."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import torch
+from scipy.optimize import minimize_scalar
+from torch.nn import functional as F
+
+from ._correlation import pearson_per_feature, pearson_within_groups
+from ._data import Dataset
+from ._keys import DEFAULT_STEM, Keys
+from ._model import Model, ModelInfo
+from ._network import ModalityShape, UnitedNetwork
+from ._train import Trainer, seeded, set_statistics
+
+#: Fewer held-out cells than this say nothing about calibration or accuracy.
+_FEW_CELLS = 20
+
+
+def train_new(
+    data: Dataset, info: ModelInfo, *, n_groups: int | None, device: torch.device, progress: bool
+) -> tuple[Model, pd.DataFrame]:
+    """Train a network from scratch.
+
+    Parameters
+    ----------
+    data
+        Aligned cells; labels are codes into `info.groups`.
+    info
+        Names and settings; `info.groups` is empty where groups are to be found.
+    n_groups
+        How many groups to find; None lets Leiden find the number.
+
+    Returns
+    -------
+    The model, and the history (one row an epoch).
+    """
+    with seeded(info.random_state):
+        shapes = [ModalityShape(len(spec.features), spec.likelihood) for spec in info.modalities]
+        network = UnitedNetwork(shapes, len(info.groups) or 1, len(info.batches), info.network).to(device)
+        trainer = _trainer(network, data, info, n_groups, new_groups=True, progress=progress)
+        set_statistics(network, data, trainer.train_cells)
+        return _finish(trainer, data, info)
+
+
+def train_on(
+    model: Model, data: Dataset, info: ModelInfo, *, n_groups: int | None, reset_head: bool, progress: bool
+) -> tuple[Model, pd.DataFrame]:
+    """Continue from a trained model, which is left as it is; with `reset_head` groups are learned anew."""
+    with seeded(info.random_state):
+        network = copy.deepcopy(model.network)
+        network.temperature.fill_(1.0)
+        if reset_head:
+            network.new_heads(len(info.groups) or 1, 1)
+        trainer = _trainer(network, data, info, n_groups, new_groups=reset_head, progress=progress)
+        return _finish(trainer, data, info)
+
+
+def _trainer(
+    network: UnitedNetwork, data: Dataset, info: ModelInfo, n_groups: int | None, *, new_groups: bool, progress: bool
+) -> Trainer:
+    return Trainer(
+        network,
+        data,
+        info.training,
+        supervised=info.labels_key is not None,
+        n_groups=n_groups,
+        new_groups=new_groups,
+        seed=info.random_state,
+        progress=progress,
+    )
+
+
+def _finish(trainer: Trainer, data: Dataset, info: ModelInfo) -> tuple[Model, pd.DataFrame]:
+    history = trainer.fit()
+    if not info.groups:
+        info = replace(info, groups=tuple(str(k) for k in range(trainer.network.n_groups)))
+    info = replace(info, batch_measured=_measured(data, trainer.train_cells, len(info.batches)))
+    model = Model(trainer.network, info)
+    held_out = _subset(data, trainer.held_out)
+    if held_out is not None:
+        if info.labels_key is not None:
+            _calibrate(model, held_out)
+        model.accuracy = expected_accuracy(model, held_out)
+    return model, history
+
+
+def _measured(data: Dataset, cells: np.ndarray, n_batches: int) -> tuple[tuple[bool, ...], ...]:
+    """Per batch and modality whether it was measured there."""
+    of_batch = (data.observed[cells[data.batches[cells] == b]] for b in range(n_batches))
+    return tuple(tuple(bool(x) for x in observed.any(0)) for observed in of_batch)
+
+
+def _subset(data: Dataset, cells: np.ndarray) -> Dataset | None:
+    if len(cells) < _FEW_CELLS:
+        return None
+    sources = [replace(source, rows=source.rows[cells]) for source in data.sources]
+    return Dataset(data.obs_names[cells], sources, data.labels[cells], data.batches[cells])
+
+
+def _calibrate(model: Model, held_out: Dataset) -> None:
+    """Temperature that minimises the held-out negative log-likelihood (Guo et al. 2017), from 1/3 to 3."""
+    labelled = (held_out.labels >= 0) & held_out.observed.any(1)
+    if int(labelled.sum()) < _FEW_CELLS:
+        return
+    logits = torch.from_numpy(model.encode(held_out).logits[labelled]).double()
+    labels = torch.from_numpy(held_out.labels[labelled])
+
+    def loss(log_temperature: float) -> float:
+        return float(F.cross_entropy(logits / np.exp(log_temperature), labels))
+
+    found = minimize_scalar(loss, bounds=(-np.log(3), np.log(3)), method="bounded")
+    model.network.temperature.fill_(float(np.exp(found.x)))
+
+
+def expected_accuracy(model: Model, held_out: Dataset) -> dict[str, np.ndarray]:
+    """Held-out Pearson r per feature of every modality from each other, and from all others together.
+
+    Returns
+    -------
+    By ``"<target>_from_<sources>"`` a float32 array, 2 x target features: overall, and within groups (true
+    labels where given, else the head's). NaN where fewer than 20 cells have source and target, or a
+    feature does not vary.
+    """
+    encoded = model.encode(held_out)
+    groups = np.where(held_out.labels >= 0, held_out.labels, np.nan_to_num(encoded.logits, nan=-np.inf).argmax(1))
+    accuracy = {}
+    names = model.modality_names
+    for m, target in enumerate(names):
+        others = [name for name in names if name != target]
+        for sources in [[name] for name in others] + ([others] if len(others) > 1 else []):
+            predicted = model.predict(held_out, sources, target)
+            cells = np.flatnonzero(held_out.observed[:, m] & ~np.isnan(predicted).any(1))
+            scores = np.full((2, predicted.shape[1]), np.nan, np.float32)
+            if len(cells) >= _FEW_CELLS:
+                measured = held_out.sources[m].take(cells)
+                scores[0] = pearson_per_feature(measured, predicted[cells])
+                scores[1] = pearson_within_groups(measured, predicted[cells], groups[cells])
+            accuracy[Keys(DEFAULT_STEM).predicted(sources, target)] = scores
+    return accuracy

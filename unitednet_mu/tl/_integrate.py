@@ -1,0 +1,76 @@
+"""Embeddings and groups."""
+
+from __future__ import annotations
+
+from mudata import MuData
+
+from .. import _results
+from .._keys import DEFAULT_STEM, check_key_added
+from .._model import Model
+from .._validate import check_mudata
+from ._common import resolve_model
+
+
+def integrate(
+    mdata: MuData,
+    *,
+    model: Model | None = None,
+    device: str = "auto",
+    key_added: str = DEFAULT_STEM,
+    copy: bool = False,
+) -> MuData | None:
+    """Embed all cells jointly, and identify the group of each.
+
+    A cell's code is the weighted mean over the modalities it has, weights renormalised.
+
+    Parameters
+    ----------
+    mdata
+        Cells; features are matched to the model's by name. Modalities may be missing.
+    model
+        Model to use instead of the one stored in `mdata`.
+    device
+        ``"auto"``, ``"cpu"``, ``"cuda"``, ...
+    key_added
+        Stem of all names in `mdata`.
+    copy
+        Return a changed copy, and leave `mdata` as it is.
+
+    Returns
+    -------
+    None, or the changed copy with ``copy=True``. Written:
+
+    ``.obsm["X_unitednet"]`` : float32, cells x n_latent
+        Fused embedding; NaN for cells that have none of the model's modalities.
+    ``mdata[mod].obsm["X_unitednet"]`` : float32, cells x n_latent
+        That modality's own code.
+    ``.obs["unitednet_group"]`` : category
+        Group identified by the head.
+    ``.obs["unitednet_group_confidence"]`` : float32
+        Its probability.
+    ``.obsm["unitednet_probabilities"]`` : float32, cells x groups
+        Probabilities of all groups; their names are ``.uns["unitednet"]["groups"]``.
+
+    Raises
+    ------
+    TypeError
+        `mdata` is not a MuData, or `model` not a model.
+    ValueError
+        No model is stored, or features of the model are missing.
+
+    Examples
+    --------
+    >>> import unitednet_mu as un
+    >>> mdata = un.datasets.simulate_multimodal(n_obs=60, n_groups=2)
+    >>> un.tl.fit(mdata, labels_key="cell_type", training={"max_epochs": 2}, progress=False)
+    >>> un.tl.integrate(mdata)
+    >>> mdata.obsm["X_unitednet"].shape
+    (60, 32)
+    """
+    check_mudata(mdata)
+    keys = check_key_added(mdata, key_added)
+    found = resolve_model(model, mdata, key_added, device)
+    encoded = found.encode(mdata)
+    result = _results.target_of(mdata, copy)
+    _results.write_embedding(result, keys, found, encoded)
+    return result if copy else None

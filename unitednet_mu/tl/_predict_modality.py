@@ -1,0 +1,96 @@
+"""Predict one modality from others."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from mudata import MuData
+
+from .. import _results
+from .._keys import DEFAULT_STEM, check_key_added
+from .._model import Model, as_list
+from .._validate import check_mudata, is_predicted
+from ._common import resolve_model
+
+
+def predict_modality(
+    mdata: MuData,
+    *,
+    source: str | Sequence[str],
+    target: str,
+    transform_batch: str | None = None,
+    model: Model | None = None,
+    device: str = "auto",
+    key_added: str = DEFAULT_STEM,
+    copy: bool = False,
+) -> MuData | None:
+    """Predict a modality for every cell that has the source, measured there or not.
+
+    Parameters
+    ----------
+    mdata
+        Cells; features are matched to the model's by name.
+    source
+        Modality to predict from, or several: each cell uses those of them that it has. The target itself
+        may be among them (denoising).
+    target
+        Modality to predict.
+    transform_batch
+        As which batch to predict; by default the mean over the batches in which the target was measured.
+        Only for models trained with `batch_key`.
+    model
+        Model to use instead of the one stored in `mdata`.
+    device
+        ``"auto"``, ``"cpu"``, ``"cuda"``, ...
+    key_added
+        Stem of the names in `mdata`.
+    copy
+        Return a changed copy, and leave `mdata` as it is.
+
+    Returns
+    -------
+    None, or the changed copy with ``copy=True``. Written:
+
+    ``.mod["<target>_from_<source>"]`` : AnnData
+        ``.X`` float32, cells with the source x target features, in the target's units (probabilities
+        where it is binary). ``.var_names`` are ``"<target>_from_<source>:<feature>"``; ``.var["feature"]``
+        has the plain name, ``.var["expected_r"]`` and ``.var["expected_r_within_groups"]`` the Pearson r on
+        held-out cells of the training data (NaN where it was not measured). Embeddings of `mdata` are
+        copied into its ``.obsm``. ``.uns["unitednet_prediction"]`` marks it; it is never trained on.
+
+    Raises
+    ------
+    TypeError
+        `mdata` is not a MuData, or `model` not a model.
+    ValueError
+        An unknown modality or batch; no cell has the source; a measured modality bears the name.
+
+    Examples
+    --------
+    >>> import unitednet_mu as un
+    >>> mdata = un.datasets.simulate_multimodal(n_obs=60, n_groups=2)
+    >>> un.tl.fit(mdata, labels_key="cell_type", training={"max_epochs": 2}, progress=False)
+    >>> un.tl.predict_modality(mdata, source="rna", target="adt")
+    >>> mdata["adt_from_rna"].var["feature"].iloc[0] == mdata["adt"].var_names[0]
+    True
+    """
+    check_mudata(mdata)
+    keys = check_key_added(mdata, key_added)
+    found = resolve_model(model, mdata, key_added, device)
+    sources = as_list(source)
+    for name in sources:
+        found.modality_index(name, "source")
+    if not sources or len(set(sources)) != len(sources):
+        raise ValueError(f"source: expected one or several different modalities, found {sources}.")
+    found.modality_index(target, "target")
+    name = keys.predicted(sources, target)
+    if name in mdata.mod and not is_predicted(mdata.mod[name]):
+        raise ValueError(f"modality {name!r} exists and was not made by this package. Rename it, or use key_added.")
+    data = found.open(mdata)
+    used = [found.modality_index(s, "source") for s in sources]
+    if not data.observed[:, used].any():
+        raise ValueError(f"source: expected cells with {sources}, found none; modalities here: {list(mdata.mod)}.")
+    values = found.predict(data, sources, target, transform_batch=transform_batch)
+    result = _results.target_of(mdata, copy)
+    _results.write_prediction(result, keys, found, sources, target, values)
+    return result if copy else None

@@ -1,0 +1,127 @@
+"""Carry labels from a reference over to a query."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+import pandas as pd
+from mudata import MuData
+
+from .. import _results
+from .._adapt import ADAPTATION, adapt_model
+from .._config import TrainingConfig
+from .._keys import DEFAULT_STEM, check_key_added
+from .._model import Model
+from .._validate import check_mudata
+from ._common import resolve_model
+from ._fit import _with_batches, _with_labels
+
+logger = logging.getLogger(__name__)
+
+
+def transfer_labels(
+    query: MuData,
+    reference: MuData,
+    *,
+    adapt: bool = True,
+    unknown_threshold: float = 0.5,
+    model: Model | None = None,
+    training: TrainingConfig | Mapping[str, Any] | None = None,
+    random_state: int = 0,
+    device: str = "auto",
+    progress: bool = True,
+    key_added: str = DEFAULT_STEM,
+    copy: bool = False,
+) -> MuData | None:
+    """Label the cells of a query by a model trained on a labelled reference.
+
+    Parameters
+    ----------
+    query
+        Cells to label; features are matched by name, modalities may be missing.
+    reference
+        MuData that the model was trained on with `labels_key`; holds the model unless `model` is given.
+    adapt
+        Train on with the supervised loss on the reference and the label-free losses on reference and query
+        together (the paper's transfer learning). The adapted network is kept only if held-out cells say that
+        it helps; ``.uns["unitednet"]["transfer"]["adapted"]`` says whether it was.
+    unknown_threshold
+        Cells whose best label has a lower probability are called ``"unknown"``; 0 labels every cell.
+    model
+        Model to use instead of the one stored in `reference`.
+    training
+        :class:`TrainingConfig`, or overrides of the adaptation's defaults.
+    random_state
+        Seed of the adaptation.
+    device
+        ``"auto"``, ``"cpu"``, ``"cuda"``, ...
+    progress
+        Whether to show a progress bar.
+    key_added
+        Stem of the names in `query`, and of the model in `reference`.
+    copy
+        Return a changed copy of `query`, and leave `query` as it is. `reference` never changes.
+
+    Returns
+    -------
+    None, or the changed copy with ``copy=True``. Written into the query:
+
+    ``.obs["unitednet_label"]`` : category
+        The label, or ``"unknown"``.
+    ``.obs["unitednet_label_confidence"]`` : float32
+        Calibrated probability of the likeliest label.
+    ``.obsm["unitednet_label_probabilities"]`` : float32, cells x labels
+        Probabilities of all labels; their names are ``.uns["unitednet"]["labels"]``.
+    ``.uns["unitednet"]["model"]`` : dict
+        The model that labelled the cells, adapted or not.
+    ``.uns["unitednet"]["transfer"]`` : dict
+        Settings, and what held-out cells said about the adaptation.
+
+    Raises
+    ------
+    TypeError
+        Either is not a MuData, or `model` not a model.
+    ValueError
+        The model was trained without labels, features are missing, or the threshold is not in [0, 1).
+
+    Examples
+    --------
+    >>> import unitednet_mu as un
+    >>> mdata = un.datasets.simulate_multimodal(n_obs=80, n_groups=2)
+    >>> reference, query = mdata[:60].copy(), mdata[60:].copy()
+    >>> un.tl.fit(reference, labels_key="cell_type", training={"max_epochs": 3}, progress=False)
+    >>> un.tl.transfer_labels(query, reference, adapt=False)
+    >>> len(query.obs["unitednet_label"])
+    20
+    """
+    check_mudata(query, "query")
+    check_mudata(reference, "reference")
+    keys = check_key_added(query, key_added)
+    if not 0 <= unknown_threshold < 1:
+        raise ValueError(f"unknown_threshold: expected a number in [0, 1), found {unknown_threshold!r}.")
+    found = resolve_model(model, reference, key_added, device)
+    if found.info.labels_key is None:
+        raise ValueError(
+            "the model was trained without labels, there is nothing to transfer. Run "
+            "unitednet_mu.tl.fit(reference, labels_key=...) first."
+        )
+    config = TrainingConfig.build({**ADAPTATION, **training} if isinstance(training, Mapping) else training or ADAPTATION)
+    history: pd.DataFrame | None = None
+    params: dict[str, Any] = {"adapt": adapt, "unknown_threshold": float(unknown_threshold), "adapted": False}
+    data = found.open(query)
+    if not data.observed.any():
+        raise ValueError(f"query: expected cells with {found.modality_names}, found none.")
+    if adapt:
+        info = dataclasses.replace(found.info, training=config, random_state=int(random_state))
+        labelled = found.open(reference)
+        info = _with_labels(reference, labelled, info, info.labels_key)
+        info = _with_batches(reference, labelled, info, info.batch_key, fixed=True)
+        found, history, verdict = adapt_model(found, info, labelled, data, progress=progress)
+        params |= verdict
+    probabilities = found.encode(data).probabilities
+    result = _results.target_of(query, copy)
+    _results.write_labels(result, keys, found, probabilities, unknown_threshold, params, history)
+    return result if copy else None
