@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import os
 from collections.abc import Callable, Mapping
@@ -39,6 +40,62 @@ def paired() -> MuData:
 def mosaic() -> MuData:
     """A small simulated set in which 30 % of the cells lack each modality."""
     return un.datasets.simulate_multimodal(n_obs=120, n_groups=3, missing=0.3, random_state=1)
+
+
+#: A network and a training that take well under a second on the simulated sets.
+_QUICK: dict[str, Any] = {
+    "network": {"n_hidden": (32,), "n_latent": 8, "n_projector": 16, "n_heads": 2},
+    "training": {"max_epochs": 3, "batch_size": 32},
+    "device": "cpu",
+    "progress": False,
+}
+
+
+@pytest.fixture
+def quick() -> dict[str, Any]:
+    """Settings of `tl.fit` for a small network, trained for a moment."""
+    return copy.deepcopy(_QUICK)
+
+
+@pytest.fixture(scope="session")
+def _fitted() -> MuData:
+    mdata = un.datasets.simulate_multimodal(n_obs=120, n_groups=3, random_state=1)
+    un.tl.fit(mdata, labels_key="cell_type", **_QUICK)
+    return mdata
+
+
+@pytest.fixture
+def fitted(_fitted: MuData) -> MuData:
+    """The cells of `paired` with a supervised model, trained for a moment; every test gets its own."""
+    return _fitted.copy()
+
+
+@pytest.fixture(scope="session")
+def _fitted_mosaic() -> MuData:
+    mdata = un.datasets.simulate_multimodal(n_obs=120, n_groups=3, missing=0.3, random_state=1)
+    un.tl.fit(mdata, labels_key="cell_type", **_QUICK)
+    return mdata
+
+
+@pytest.fixture
+def fitted_mosaic(_fitted_mosaic: MuData) -> MuData:
+    """The cells of `mosaic` with a supervised model, trained for a moment; every test gets its own."""
+    return _fitted_mosaic.copy()
+
+
+@pytest.fixture(scope="session")
+def _trained() -> MuData:
+    mdata = un.datasets.simulate_multimodal(n_obs=240, n_groups=3, noise=0.3, random_state=3)
+    settings = {**_QUICK, "training": {"max_epochs": 50, "batch_size": 32}}
+    un.tl.fit(mdata, labels_key="cell_type", **settings)
+    un.tl.integrate(mdata)
+    return mdata
+
+
+@pytest.fixture
+def trained(_trained: MuData) -> MuData:
+    """Cells with a model that has learned their groups and links, and its groups; one a test."""
+    return _trained.copy()
 
 
 @pytest.fixture

@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 from scipy import sparse
 from torch import nn
 
-from unitednet_mu import _deeplift, _explain
+from unitednet_mu import _deeplift, _explain, _explain_cross
 from unitednet_mu._config import NetworkConfig
-from unitednet_mu._explain import ExplainSample, cross_relevance, group_relevance
+from unitednet_mu._explain import ExplainSample, group_relevance
+from unitednet_mu._explain_cross import cross_relevance
 from unitednet_mu._network import ModalityShape, UnitedNetwork
 
 with warnings.catch_warnings():
@@ -383,7 +384,7 @@ def test_blocks_and_chunks_do_not_matter(monkeypatch):
     monkeypatch.setattr(_deeplift, "_BLOCK", (2, 4))
     monkeypatch.setattr(_deeplift, "_RANKED", 10)
     monkeypatch.setattr(_explain, "_CHUNK_CELLS", 3)
-    monkeypatch.setattr(_explain, "_PAIRS", 2)
+    monkeypatch.setattr(_explain_cross, "_PAIRS", 2)
     for blocked, unblocked in zip([*run(), *run(False)], [*whole, *signed], strict=True):
         equal(blocked, unblocked)
     for blocked, unblocked in zip(run(top_k=7), top, strict=True):
@@ -509,5 +510,10 @@ def test_shapes_are_checked():
     swapped = ExplainSample(cells.x[::-1], cells.observed, cells.groups)
     with pytest.raises(ValueError, match=r"cells\.x\[0\]: expected 9 features, found 6"):
         group_relevance(network, swapped, background)
+    one = ExplainSample(cells.x[:1], cells.observed[:, :1], cells.groups)
+    with pytest.raises(ValueError, match=r"cells: expected the network's 2 modalities, found 1"):
+        group_relevance(network, one, background)
+    with pytest.raises(ValueError, match=r"background: expected the network's 2 modalities"):
+        cross_relevance(network, 0, 1, cells, one, top_k=2)
     more = ExplainSample(cells.x, cells.observed, cells.groups, n_groups=5)
     assert len(cross_relevance(network, 0, 1, more, background, top_k=2).signed) == 5

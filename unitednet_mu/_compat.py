@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import importlib
+import random
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,11 +19,22 @@ from scipy import sparse
 
 @contextmanager
 def quiet_update() -> Iterator[None]:
-    """Update a MuData without pulling columns up from its modalities.
+    """Update a MuData without pulling columns up from its modalities, and without side effects.
 
-    mudata 0.3 pulls by default, with a warning; from mudata 0.4 on this does nothing. A user's
-    explicit choice in mudata 0.3 is honoured.
+    mudata 0.3 pulls by default, with a warning; later releases do not. A user's explicit choice in
+    mudata 0.3 is honoured. mudata names temporary columns by Python's random numbers, whose state
+    is given back.
     """
+    state = random.getstate()
+    try:
+        with _no_pull():
+            yield
+    finally:
+        random.setstate(state)
+
+
+@contextmanager
+def _no_pull() -> Iterator[None]:
     set_options = getattr(mudata, "set_options", None)
     if set_options is None:
         yield

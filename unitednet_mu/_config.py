@@ -15,7 +15,7 @@ ACTIVATIONS = ("leaky_relu", "relu", "elu", "gelu", "tanh", "softplus")
 LOSS_WEIGHTS: Mapping[str, float] = {
     "reconstruction": 1.0,
     "translation": 1.0,
-    "contrastive": 1.0,
+    "contrastive": 0.2,
     "cross_entropy": 1.0,
     "clustering": 0.1,
     "entropy": 0.1,
@@ -99,11 +99,11 @@ class NetworkConfig(_Config):
     n_latent: int = 32
     n_hidden: tuple[int, ...] = (256, 128)
     n_projector: int = 64
-    n_heads: int = 5
+    n_heads: int = 3
     activation: str = "leaky_relu"
     batch_norm: bool = True
     dropout: float = 0.3
-    input_dropout: float = 0.7
+    input_dropout: float = 0.8
     linear_path: bool = True
     fusion: Literal["modality", "dimension"] = "modality"
     discriminators: bool = False

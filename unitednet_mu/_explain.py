@@ -3,8 +3,8 @@
 What `shap.DeepExplainer` computes output by output and cell by cell (Shrikumar et al., ICML 2017;
 Lundberg & Lee, NeurIPS 2017) is, in this network, one small linear map per pair of a cell and a
 background row, between two wide layers (`_deeplift`). Maps are averaged over the background before
-the last wide product. Means of signed values need that product once per group; means of absolute
-values need it once per cell, in blocks that stay in cache. Cells x inputs x outputs is never held.
+the last wide product. Here: samples, what all explanations share, and the relevance of features
+for groups; relevance of features for features of another modality is in `_explain_cross`.
 """
 
 from __future__ import annotations
@@ -17,20 +17,17 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy import sparse
 from torch import Tensor
 
 from ._deeplift import (
     EncoderChain,
     Rows,
     Values,
-    add_absolute,
     compile_layers,
     dense_rows,
     precise,
     pull_back,
     softmax_multipliers,
-    strongest,
     trace,
 )
 from ._network import UnitedNetwork
@@ -40,8 +37,6 @@ Progress = Callable[[int], None]
 
 #: Bytes of a chunk's multipliers (about four such arrays live at a time), and most cells in it.
 _CHUNK_BYTES, _CHUNK_BYTES_ON_DEVICE, _CHUNK_CELLS = 2**25, 2**28, 64
-#: Pairs of features looked up at a time.
-_PAIRS = 2**16
 
 
 def _csr(x: Values | None) -> Values | None:
@@ -131,30 +126,7 @@ class GroupRelevance:
     n_cells: NDArray[np.int64]
 
 
-@dataclass(frozen=True)
-class CrossRelevance:
-    """Relevance of every feature of one modality for every feature of another, per group.
-
-    Parameters
-    ----------
-    signed, absolute
-        Per group, source x target features: mean over its cells of the attribution and of its
-        absolute value. Dense in the network's float type (NaN for a group without cells), or CSR
-        with the strongest pairs, the same in both. `absolute` is ``None`` where it was not asked
-        for.
-    gap
-        As in `GroupRelevance`.
-    n_cells
-        Cells that served, per group: those that observe the source.
-    """
-
-    signed: list[Floats | sparse.csr_matrix]
-    absolute: list[Floats | sparse.csr_matrix] | None
-    gap: float
-    n_cells: NDArray[np.int64]
-
-
-class _Gap:
+class Gap:
     """Largest error of additivity, and largest departure from the background's mean."""
 
     error = scale = 0.0
@@ -184,7 +156,7 @@ def _largest(x: Tensor) -> float:
 
 
 @contextmanager
-def _inference(network: UnitedNetwork) -> Iterator[None]:
+def inference(network: UnitedNetwork) -> Iterator[None]:
     """Switch to inference without gradients; afterwards each module has its own mode again."""
     modes = [(module, module.training) for module in network.modules()]
     network.eval()
@@ -196,7 +168,17 @@ def _inference(network: UnitedNetwork) -> Iterator[None]:
             module.training = mode
 
 
-def _encoder(
+def check_samples(network: UnitedNetwork, cells: ExplainSample, background: ExplainSample) -> None:
+    """Refuse samples whose number of modalities is not the network's."""
+    expected = len(network.shapes)
+    for name, sample in (("cells", cells), ("background", background)):
+        if len(sample.x) != expected:
+            raise ValueError(
+                f"{name}: expected the network's {expected} modalities, found {len(sample.x)}."
+            )
+
+
+def encoder_chain(
     network: UnitedNetwork, m: int, cells: ExplainSample, background: ExplainSample, rows: Rows
 ) -> EncoderChain:
     """Build the encoder of modality `m` with `rows` of the background."""
@@ -210,14 +192,14 @@ def _encoder(
     return EncoderChain(encoder, standardiser, background.x[m], rows, sparse_cells)
 
 
-def _codes(network: UnitedNetwork, m: int, sample: ExplainSample, rows: Rows) -> Tensor:
+def network_codes(network: UnitedNetwork, m: int, sample: ExplainSample, rows: Rows) -> Tensor:
     """Encode as the network itself does: attributions are checked with it."""
     like = network.fusion.logits
     x = torch.as_tensor(dense_rows(sample.x[m], rows), dtype=like.dtype, device=like.device)
     return network.encode(m, x)
 
 
-def _chunks(rows: Rows, pair_size: int, network: UnitedNetwork) -> Iterator[Rows]:
+def chunks_of(rows: Rows, pair_size: int, network: UnitedNetwork) -> Iterator[Rows]:
     """Split rows so that a chunk's multipliers (`pair_size` numbers per cell) keep to the limit."""
     on_cpu = network.fusion.logits.device.type == "cpu"
     limit = _CHUNK_BYTES if on_cpu else _CHUNK_BYTES_ON_DEVICE
@@ -241,7 +223,8 @@ class _GroupChain:
         self.mask = torch.as_tensor(mask, device=network.fusion.logits.device)
         rows = background.rows_observing(mask)
         self.encoders = {
-            m: _encoder(network, m, cells, background, rows) for m in np.flatnonzero(mask).tolist()
+            m: encoder_chain(network, m, cells, background, rows)
+            for m in np.flatnonzero(mask).tolist()
         }
         exact = precise(self.mask.device)
         self.weights = network.fusion.weights(self.mask[None])[0].to(exact)
@@ -262,7 +245,7 @@ class _GroupChain:
         shape = len(rows), len(network.shapes), network.config.n_latent
         codes = torch.zeros(shape).to(network.fusion.logits)
         for m in self.encoders:
-            codes[:, m] = _codes(network, m, sample, rows)
+            codes[:, m] = network_codes(network, m, sample, rows)
         logits = network.group_logits(network.fusion(codes, self.mask.expand(len(rows), -1)))
         if self.output == "probabilities":
             return logits.softmax(1)
@@ -277,7 +260,7 @@ class _GroupChain:
         return (own - 1 / logits.shape[2]) / self.temperature
 
     def attributions(
-        self, rows: Rows, groups: Tensor, gap: _Gap
+        self, rows: Rows, groups: Tensor, gap: Gap
     ) -> Iterator[tuple[int, Tensor, Tensor]]:
         """Attributions to each cell's own output: modality, features (J), values (C x J)."""
         values = {m: e.side.values(self.cells.x[m], rows) for m, e in self.encoders.items()}
@@ -351,17 +334,18 @@ def group_relevance(
     """
     if output not in ("logits", "probabilities"):
         raise ValueError(f"output: expected 'logits' or 'probabilities', found {output!r}.")
+    check_samples(network, cells, background)
     groups, n_groups = cells.checked_groups(network.n_groups)
-    like, gap, done = network.fusion.logits, _Gap(), 0
+    like, gap, done = network.fusion.logits, Gap(), 0
     sums = [
         torch.zeros(2, n_groups, shape.n_features, dtype=precise(like.device), device=like.device)
         for shape in network.shapes
     ]
-    with _inference(network):
+    with inference(network):
         for mask in np.unique(cells.observed[cells.observed.any(1)], axis=0):
             chain = _GroupChain(network, cells, background, mask, output)
             rows = np.flatnonzero((cells.observed == mask).all(1))
-            for chunk in _chunks(rows, chain.pair_size, network):
+            for chunk in chunks_of(rows, chain.pair_size, network):
                 own = torch.as_tensor(groups[chunk], device=like.device)
                 for m, features, block in chain.attributions(chunk, own, gap):
                     both = torch.stack([block, block.abs()]).to(sums[m].dtype)
@@ -378,225 +362,3 @@ def group_relevance(
     n_cells = np.bincount(groups[cells.observed.any(1)], minlength=n_groups)
     signed, absolute = [mean[0] for mean in means], [mean[1] for mean in means]
     return GroupRelevance(signed, absolute, gap.checked(tolerance), n_cells)
-
-
-class _CrossChain:
-    """From one modality's input to the last hidden layer of another's decoder."""
-
-    def __init__(
-        self,
-        network: UnitedNetwork,
-        source: int,
-        target: int,
-        cells: ExplainSample,
-        background: ExplainSample,
-    ) -> None:
-        self.network, self.source, self.target, self.cells = network, source, target, cells
-        if network.n_batches and (cells.batch is None or cells.batch.shape[1] != network.n_batches):
-            raise ValueError(
-                f"cells.batch: expected cells x {network.n_batches}, as decoders are conditioned "
-                f"on the batch, found {None if cells.batch is None else cells.batch.shape}."
-            )
-        rows = background.rows_observing(np.arange(len(network.shapes)) == source)
-        self.encoder = _encoder(network, source, cells, background, rows)
-        self.codes = _codes(network, source, background, rows)
-        decoder: Any = network.decoders[target]
-        self.steps, self.linear_path = compile_layers(decoder.deep), decoder.linear_path
-        # cell and background share the batch: its columns of the linear path explain nothing
-        n_latent = network.config.n_latent
-        n_outputs = decoder.wide.in_features - network.n_batches * self.linear_path
-        self.weight = decoder.wide.weight[:, :n_outputs].T.contiguous()
-        self.n_deep, self.n_latent = n_outputs - n_latent * self.linear_path, n_latent
-        self.pair_size = n_outputs * len(rows) * self.encoder.side.weight.shape[0]
-
-    def _batch(self, rows: Rows) -> Tensor | None:
-        if not self.network.n_batches or self.cells.batch is None:
-            return None
-        return torch.as_tensor(self.cells.batch[rows]).to(self.codes)
-
-    def maps(self, rows: Rows) -> tuple[Tensor, Tensor]:
-        """Values of the cells (C x features) and multipliers of the wide layer's output."""
-        values = self.encoder.side.values(self.cells.x[self.source], rows)
-        cells, background = self.encoder.trace(values), self.encoder.background
-        codes, batch = [cells.output, background.output], self._batch(rows)
-        if batch is not None:
-            codes = [code.expand(len(rows), -1, -1) for code in codes]
-            codes = [torch.cat([c, batch[:, None].expand(-1, c.shape[1], -1)], 2) for c in codes]
-        deep = [trace(self.steps, code) for code in codes]
-        one = torch.eye(self.n_deep).to(self.weight)[None, :, None]
-        v = pull_back(self.steps, one, deep[0], deep[1])[..., : self.n_latent]
-        if self.linear_path:
-            one = torch.eye(self.n_latent).to(v)[None, :, None]
-            v = torch.cat([v, one.expand(len(v), -1, v.shape[2], -1)], 1)
-        return values, self.encoder.pull(v, cells)
-
-    def check(self, rows: Rows, totals: Tensor, gap: _Gap) -> None:
-        """Compare attributions summed over features (C x R) with the network's own answers."""
-        network, batch = self.network, self._batch(rows)
-        codes = _codes(network, self.source, self.cells, rows)
-        departure = network.decode(self.target, codes, batch)
-        # one mean output of the background for each different batch vector
-        kinds = np.zeros((len(rows), 1)) if self.cells.batch is None else self.cells.batch[rows]
-        _, first, kind = np.unique(kinds, axis=0, return_index=True, return_inverse=True)
-        for i, one in enumerate(first.tolist()):
-            as_batch = None if batch is None else batch[one].expand(len(self.codes), -1)
-            reference = network.decode(self.target, self.codes, as_batch)
-            departure[np.flatnonzero(kind.ravel() == i)] -= reference.mean(0)
-            gap.depart(reference - reference.mean(0))
-        gap.depart(departure)
-        gap.add(totals.to(self.weight) @ self.weight, departure)
-
-
-def cross_relevance(
-    network: UnitedNetwork,
-    source: int,
-    target: int,
-    cells: ExplainSample,
-    background: ExplainSample,
-    *,
-    absolute: bool = True,
-    top_k: int | None,
-    units: bool = True,
-    tolerance: float = 1e-3,
-    progress: Progress | None = None,
-) -> CrossRelevance:
-    """Which features of one modality drive which features of another, per group.
-
-    From the source's input to the target's linear predictor: standardised values where they are
-    continuous, logits where they are binary. Where decoders are conditioned on the batch, a cell
-    and its background share the cell's.
-
-    Parameters
-    ----------
-    network
-        On any device, in float32 or float64; modes of its modules stay as they are.
-    source, target
-        Numbers of the modalities.
-    cells
-        To explain, with `groups`; those without the source are left out.
-    background
-        To compare with; rows without the source are left out.
-    absolute
-        Also the mean of absolute values, which takes one wide product per cell, not one per group.
-    top_k
-        Number of pairs kept per group as CSR: the largest by absolute relevance (without it by the
-        size of the signed one), zeros never. ``None`` keeps dense arrays.
-    units
-        Continuous targets in the user's units instead of standardised ones.
-    tolerance
-        Largest gap of additivity, measured in the linear predictor.
-    progress
-        Called with the number of cells done.
-
-    Returns
-    -------
-    Attributions of all source features of a cell add up, for every target feature, to the cell's
-    output minus the mean output of the background.
-
-    Raises
-    ------
-    RuntimeError
-        The gap exceeds `tolerance`.
-    NotImplementedError
-        A layer has no rule.
-    ValueError
-        Groups, batches, shapes or background do not fit.
-
-    Notes
-    -----
-    Memory beyond the input and the results: one source x target matrix (with `absolute`), both wide
-    layers and the dense background twice, 64 cells x source features, about 128 MiB (1 GiB on a
-    GPU) of multipliers.
-    """
-    if top_k is not None and top_k < 1:
-        raise ValueError(f"top_k: expected None or an integer >= 1, found {top_k}.")
-    groups, n_groups = cells.checked_groups()
-    observing = np.flatnonzero(cells.observed[:, source])
-    n_cells = np.bincount(groups[observing], minlength=n_groups)
-    gap, done = _Gap(), 0
-    signed: list[Floats | sparse.csr_matrix] = []
-    strength: list[Floats | sparse.csr_matrix] = []
-    with _inference(network):
-        chain = _CrossChain(network, source, target, cells, background)
-        sums = _CrossSums(chain, units)
-        for group in range(n_groups):
-            sums.start(absolute)
-            for chunk in _chunks(observing[groups[observing] == group], chain.pair_size, network):
-                sums.add(chunk, gap)
-                done += len(chunk)
-                if progress is not None:
-                    progress(done)
-            means = sums.dense() if top_k is None else sums.top(top_k)
-            signed.append(means[0])
-            strength.extend(means[1:])
-    return CrossRelevance(signed, strength if absolute else None, gap.checked(tolerance), n_cells)
-
-
-class _CrossSums:
-    """Sums over a group's cells: attributions to the last hidden layer, and absolute relevance."""
-
-    def __init__(self, chain: _CrossChain, units: bool) -> None:
-        self.chain, self.weight = chain, chain.weight
-        if units and chain.network.shapes[chain.target].likelihood == "gaussian":
-            standardiser: Any = chain.network.standardisers[chain.target]
-            self.weight = self.weight * standardiser.scale
-        self.shape = chain.encoder.side.weight.shape[1], self.weight.shape[1]
-
-    def start(self, absolute: bool) -> None:
-        """Begin a group."""
-        device, self.n_cells = self.weight.device, 0
-        self.factor = torch.zeros(
-            self.shape[0], len(self.weight), dtype=precise(device), device=device
-        )
-        self.absolute: Tensor | None = None  # the last group's is gone before the next is made
-        if absolute:
-            self.absolute = torch.zeros(self.shape, dtype=self.weight.dtype, device=device)
-
-    def add(self, rows: Rows, gap: _Gap) -> None:
-        """Add cells."""
-        values, maps = self.chain.maps(rows)
-        side, factor = self.chain.encoder.side, torch.zeros_like(self.factor)
-        totals = factor.new_zeros(maps.shape[:2])
-        if self.absolute is None:
-            for features, block in side.summed_attributions(values, maps):
-                factor.index_add_(0, features, block.T.to(factor.dtype))
-            # no single cell's sum over features exists: each cell is checked from the wide layer's
-            # output on, and the sum over features against the sum of these
-            hidden = (side.hidden(values)[:, None] - side.hidden(side.background)).to(maps.dtype)
-            totals += torch.einsum("crbh,cbh->cr", maps, hidden) / maps.shape[2]
-            both = torch.stack([factor.sum(0), totals.sum(0)]).to(self.weight) @ self.chain.weight
-            gap.add(both[0], both[1])
-        else:
-            for features, block in side.attributions(values, maps):
-                factor.index_add_(0, features, block.sum(0).T.to(factor.dtype))
-                totals += block.sum(2)
-                add_absolute(self.absolute, features, block, self.weight)
-        self.factor += factor
-        self.n_cells += len(rows)
-        self.chain.check(rows, totals, gap)
-
-    def dense(self) -> list[Floats]:
-        """Means of signed and, where there are any, absolute values; NaN without cells."""
-        signed = (self.factor / self.n_cells).to(self.weight) @ self.weight
-        means = [signed] if self.absolute is None else [signed, self.absolute.div_(self.n_cells)]
-        return [mean.cpu().numpy() for mean in means]
-
-    def top(self, k: int) -> list[sparse.csr_matrix]:
-        """Means of the strongest pairs; the signed ones are looked up, not all computed."""
-        n_cells = max(self.n_cells, 1)
-        factor, absolute = (self.factor / n_cells).to(self.weight), self.absolute
-
-        def strength(start: int, stop: int) -> Tensor:
-            if absolute is not None:
-                return absolute[start:stop]
-            weighted: Tensor = factor[start:stop] @ self.weight
-            return weighted.abs_()
-
-        row, column = strongest(strength, self.shape, k)
-        signed, by_column = torch.empty(len(row)).to(factor), self.weight.T.contiguous()
-        for start in range(0, len(row), _PAIRS):
-            i, j = row[start : start + _PAIRS], column[start : start + _PAIRS]
-            signed[start : start + _PAIRS] = (factor[i] * by_column[j]).sum(1)
-        means = [signed] if absolute is None else [signed, absolute[row, column] / n_cells]
-        index = row.cpu().numpy(), column.cpu().numpy()
-        return [sparse.csr_matrix((mean.cpu().numpy(), index), self.shape) for mean in means]

@@ -1,4 +1,4 @@
-"""From aligned data to a trained model: build or continue a network, train it, calibrate it, measure it."""
+"""From aligned data to a trained model: build or continue, train, calibrate, measure."""
 
 from __future__ import annotations
 
@@ -42,16 +42,24 @@ def train_new(
     """
     with seeded(info.random_state):
         shapes = [ModalityShape(len(spec.features), spec.likelihood) for spec in info.modalities]
-        network = UnitedNetwork(shapes, len(info.groups) or 1, len(info.batches), info.network).to(device)
+        network = UnitedNetwork(shapes, len(info.groups) or 1, len(info.batches), info.network).to(
+            device
+        )
         trainer = _trainer(network, data, info, n_groups, new_groups=True, progress=progress)
         set_statistics(network, data, trainer.train_cells)
         return _finish(trainer, data, info)
 
 
 def train_on(
-    model: Model, data: Dataset, info: ModelInfo, *, n_groups: int | None, reset_head: bool, progress: bool
+    model: Model,
+    data: Dataset,
+    info: ModelInfo,
+    *,
+    n_groups: int | None,
+    reset_head: bool,
+    progress: bool,
 ) -> tuple[Model, pd.DataFrame]:
-    """Continue from a trained model, which is left as it is; with `reset_head` groups are learned anew."""
+    """Continue from a model, which is left as it is; `reset_head` learns the groups anew."""
     with seeded(info.random_state):
         network = copy.deepcopy(model.network)
         network.temperature.fill_(1.0)
@@ -62,7 +70,13 @@ def train_on(
 
 
 def _trainer(
-    network: UnitedNetwork, data: Dataset, info: ModelInfo, n_groups: int | None, *, new_groups: bool, progress: bool
+    network: UnitedNetwork,
+    data: Dataset,
+    info: ModelInfo,
+    n_groups: int | None,
+    *,
+    new_groups: bool,
+    progress: bool,
 ) -> Trainer:
     return Trainer(
         network,
@@ -104,7 +118,7 @@ def _subset(data: Dataset, cells: np.ndarray) -> Dataset | None:
 
 
 def _calibrate(model: Model, held_out: Dataset) -> None:
-    """Temperature that minimises the held-out negative log-likelihood (Guo et al. 2017), from 1/3 to 3."""
+    """Set the temperature, 1/3 to 3, to the likeliest for held-out labels (Guo et al. 2017)."""
     labelled = (held_out.labels >= 0) & held_out.observed.any(1)
     if int(labelled.sum()) < _FEW_CELLS:
         return
@@ -119,16 +133,18 @@ def _calibrate(model: Model, held_out: Dataset) -> None:
 
 
 def expected_accuracy(model: Model, held_out: Dataset) -> dict[str, np.ndarray]:
-    """Held-out Pearson r per feature of every modality from each other, and from all others together.
+    """Held-out Pearson r per feature of every modality from each other, and from all others.
 
     Returns
     -------
-    By ``"<target>_from_<sources>"`` a float32 array, 2 x target features: overall, and within groups (true
-    labels where given, else the head's). NaN where fewer than 20 cells have source and target, or a
-    feature does not vary.
+    By ``"<target>_from_<sources>"`` a float32 array, 2 x target features: overall, and within
+    groups (true labels where given, else the head's). NaN where fewer than 20 cells have source and
+    target, or a feature does not vary.
     """
     encoded = model.encode(held_out)
-    groups = np.where(held_out.labels >= 0, held_out.labels, np.nan_to_num(encoded.logits, nan=-np.inf).argmax(1))
+    groups = np.where(
+        held_out.labels >= 0, held_out.labels, np.nan_to_num(encoded.logits, nan=-np.inf).argmax(1)
+    )
     accuracy = {}
     names = model.modality_names
     for m, target in enumerate(names):

@@ -1,4 +1,4 @@
-"""Every name under which unitednet_mu stores something in a MuData, and the rule against collisions."""
+"""Every name under which something is stored in a MuData, and the rule against collisions."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 DEFAULT_STEM = "unitednet"
 UNKNOWN = "unknown"
-#: `.uns` key that marks a modality made by this package, whatever its name; such modalities are never trained on.
+#: `.uns` key that marks a modality made by this package, whatever its name: never trained on.
 PREDICTED_MARK = "unitednet_prediction"
 
 
@@ -31,7 +31,7 @@ class Keys:
 
     @property
     def embedding(self) -> str:
-        """`.obsm` key of the fused embedding, and of each modality's own code in `mdata[mod].obsm`."""
+        """`.obsm` key of the fused embedding, and of a modality's own code in `mdata[mod].obsm`."""
         return f"X_{self.stem}"
 
     @property
@@ -106,22 +106,23 @@ def check_key_added(mdata: Any, key_added: str) -> Keys:
     TypeError
         `key_added` is not a string.
     ValueError
-        `key_added` is empty, contains ``"/"`` (which nests silently in HDF5), or a slot made from it is a
-        modality's name or already holds something that this package did not write.
+        `key_added` is empty, contains ``"/"`` (which nests silently in HDF5), or a slot made from
+        it is a modality's name or already holds something that this package did not write.
     """
     if not isinstance(key_added, str):
         raise TypeError(f"key_added: expected a string, found {type(key_added).__name__}.")
     if not key_added or "/" in key_added or key_added != key_added.strip():
         raise ValueError(
-            f"key_added: expected a non-empty name without '/' or outer spaces, found {key_added!r}."
+            "key_added: expected a non-empty name without '/' or outer spaces, found "
+            f"{key_added!r}."
         )
     keys = Keys(key_added)
     names = (keys.uns, *keys.obs_columns(), *keys.obsm_keys())
     clash = [name for name in names if name in mdata.mod]
     if clash:
         raise ValueError(
-            f"key_added={key_added!r} collides with the modality {clash[0]!r}; modalities are {list(mdata.mod)}. "
-            "Choose another key_added."
+            f"key_added={key_added!r} collides with the modality {clash[0]!r}; modalities are "
+            f"{list(mdata.mod)}. Choose another key_added."
         )
     _refuse_foreign(mdata, keys)
     return keys
@@ -132,11 +133,13 @@ def _refuse_foreign(mdata: Any, keys: Keys) -> None:
     if isinstance(stored, Mapping) and "version" in stored:
         return
     taken = [f".uns[{keys.uns!r}]"] if stored is not None else []
-    if keys.stem != DEFAULT_STEM:  # columns under our own default stem may outlive `.uns` (md.concat drops it)
+    if (
+        keys.stem != DEFAULT_STEM
+    ):  # columns under our own default stem may outlive `.uns` (md.concat drops it)
         taken += [f".obs[{name!r}]" for name in keys.obs_columns() if name in mdata.obs]
         taken += [f".obsm[{name!r}]" for name in keys.obsm_keys() if name in mdata.obsm]
     if taken:
         raise ValueError(
-            f"key_added={keys.stem!r} would overwrite {', '.join(taken)}, which unitednet_mu did not write. "
-            "Choose another key_added, or delete that slot."
+            f"key_added={keys.stem!r} would overwrite {', '.join(taken)}, which unitednet_mu did "
+            "not write. Choose another key_added, or delete that slot."
         )

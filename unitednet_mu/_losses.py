@@ -44,7 +44,7 @@ def contrastive_loss(a: Tensor, b: Tensor, groups: Tensor, temperature: float) -
     return (F.cross_entropy(masked, target) + F.cross_entropy(masked.T, target)) / 2
 
 
-def cross_entropy_loss(logits: Tensor, labels: Tensor, class_weights: Tensor) -> Tensor:
+def cross_entropy_loss(logits: Tensor, labels: Tensor, class_weights: Tensor | None) -> Tensor:
     """Class-balanced cross-entropy over the labelled cells (label >= 0); zero where none is labelled."""
     labelled = labels >= 0
     if not bool(labelled.any()):
@@ -63,7 +63,7 @@ def _mean_overlap(assignment: Tensor, kernel: Tensor) -> Tensor:
     k = assignment.shape[1]
     overlap = assignment.T @ kernel @ assignment
     norm = torch.sqrt((overlap.diagonal()[:, None] * overlap.diagonal()[None, :]).clamp_min(_EPS**2))
-    return torch.triu(overlap / norm, 1).sum() * 2 / (k * (k - 1))
+    return torch.triu(overlap / norm, 1).sum() * 2 / max(k * (k - 1), 1)
 
 
 def clustering_loss(probabilities: Tensor, projected: Tensor) -> Tensor:

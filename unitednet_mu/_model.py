@@ -1,4 +1,4 @@
-"""The trained bundle: network, settings, feature and group names; encode, predict, save, load. No pickle."""
+"""The trained bundle: network, settings and names; encode, predict, save, load. No pickle."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ._config import NetworkConfig, TrainingConfig
-from ._data import Batch, Dataset, ModalitySpec, open_dataset
+from ._data import Batch, Dataset, ModalitySpec, check_finite, open_dataset
 from ._network import ModalityShape, UnitedNetwork
 from ._validate import unknown_name
 
@@ -81,11 +81,12 @@ class ModelInfo:
             version = plain.pop("format")
             if version != FORMAT_VERSION:
                 raise ValueError(
-                    f"model: format version {version!r} is not known; this package reads {FORMAT_VERSION}. "
-                    "Update unitednet_mu."
+                    f"model: format version {version!r} is not known; this package reads "
+                    f"{FORMAT_VERSION}. Update unitednet_mu."
                 )
             plain["modalities"] = tuple(
-                ModalitySpec(**{**spec, "features": tuple(spec["features"])}) for spec in plain["modalities"]
+                ModalitySpec(**{**spec, "features": tuple(spec["features"])})
+                for spec in plain["modalities"]
             )
             plain |= {name: tuple(plain[name]) for name in ("groups", "batches")}
             plain["batch_measured"] = tuple(tuple(row) for row in plain["batch_measured"])
@@ -143,7 +144,10 @@ class Model:
     """
 
     def __init__(
-        self, network: UnitedNetwork, info: ModelInfo, accuracy: Mapping[str, np.ndarray] | None = None
+        self,
+        network: UnitedNetwork,
+        info: ModelInfo,
+        accuracy: Mapping[str, np.ndarray] | None = None,
     ) -> None:
         self.network, self.info = network.eval(), info
         self.accuracy = dict(accuracy or {})
@@ -161,22 +165,30 @@ class Model:
         return self.network.fusion.logits.device
 
     def modality_index(self, name: str, argument: str) -> int:
-        """Position of a modality; an error that lists the model's modalities where there is none."""
+        """Position of a modality; where there is none, an error that lists the model's."""
         if name not in self.modality_names:
             raise ValueError(unknown_name(f"{argument}: modality", name, self.modality_names))
         return self.modality_names.index(name)
 
     def modality_weights(self) -> np.ndarray:
-        """Fusion weight of each modality where all are observed (mean over code dimensions), float32."""
+        """Fusion weight of each modality where all are observed, float32 (mean over the code)."""
         everything = torch.ones(1, len(self.modality_names), dtype=torch.bool, device=self.device)
         with torch.no_grad():
-            return self.network.fusion.weights(everything).mean(2)[0].cpu().numpy()  # type: ignore[no-any-return]
+            return self.network.fusion.weights(everything).mean(2)[0].cpu().numpy()
 
     # ------------------------------------------------------------------ inference
 
     def open(self, mdata: MuData) -> Dataset:
-        """Align `mdata` to the model by feature names; it may lack modalities."""
-        return open_dataset(mdata, self.info.modalities, partial=True)
+        """Align `mdata` to the model by feature names; it may lack modalities.
+
+        Raises
+        ------
+        ValueError
+            Features are missing, values are NaN or infinite, or no cell has any modality.
+        """
+        data = open_dataset(mdata, self.info.modalities, partial=True)
+        check_finite(data)
+        return data
 
     def codes(self, batch: Batch) -> Tensor:
         """Codes of a mini-batch, cells x modalities x n_latent; zero where not observed."""
@@ -187,7 +199,9 @@ class Model:
                 codes[rows, m] = self.network.encode(m, x)
         return codes
 
-    def encode(self, mdata: MuData | Dataset, *, modalities: Sequence[str] | None = None) -> Encoded:
+    def encode(
+        self, mdata: MuData | Dataset, *, modalities: str | Sequence[str] | None = None
+    ) -> Encoded:
         """Codes, fused codes and group logits of all cells.
 
         Parameters
@@ -203,14 +217,19 @@ class Model:
             Rows follow ``mdata.obs_names``; NaN where a cell has none of the modalities.
         """
         data = mdata if isinstance(mdata, Dataset) else self.open(mdata)
-        used = np.isin(self.modality_names, list(modalities or self.modality_names))
+        used = np.ones(len(self.modality_names), dtype=bool)
+        if modalities is not None:
+            used[:] = False
+            used[[self.modality_index(name, "modalities") for name in as_list(modalities)]] = True
         observed = data.observed & used
         n, k = len(data), self.info.network.n_latent
         codes = np.full((n, len(used), k), np.nan, np.float32)
         fused = np.full((n, k), np.nan, np.float32)
         logits = np.full((n, len(self.info.groups)), np.nan, np.float32)
         with torch.no_grad():
-            for cells, batch in data.batches_of(np.flatnonzero(observed.any(1)), _INFERENCE_CELLS, self.device):
+            for cells, batch in data.batches_of(
+                np.flatnonzero(observed.any(1)), _INFERENCE_CELLS, self.device
+            ):
                 mask = torch.from_numpy(observed[cells]).to(self.device)
                 values = self.codes(batch)
                 z = self.network.fusion(values, mask)
@@ -220,7 +239,12 @@ class Model:
         return Encoded(codes, fused, logits)
 
     def predict(
-        self, mdata: MuData | Dataset, source: str | Sequence[str], target: str, *, transform_batch: str | None = None
+        self,
+        mdata: MuData | Dataset,
+        source: str | Sequence[str],
+        target: str,
+        *,
+        transform_batch: str | None = None,
     ) -> np.ndarray:
         """Predict one modality from others.
 
@@ -238,13 +262,17 @@ class Model:
 
         Returns
         -------
-        float32, cells x target features, in the target's units (probabilities where binary); NaN for
-        cells that have none of the sources.
+        float32, cells x target features, in the target's units (probabilities where binary); NaN
+        for cells that have none of the sources.
         """
         data = mdata if isinstance(mdata, Dataset) else self.open(mdata)
-        return self.decode(self.encode(data, modalities=as_list(source)).fused, target, transform_batch)
+        return self.decode(
+            self.encode(data, modalities=as_list(source)).fused, target, transform_batch
+        )
 
-    def decode(self, fused: np.ndarray, target: str, transform_batch: str | None = None) -> np.ndarray:
+    def decode(
+        self, fused: np.ndarray, target: str, transform_batch: str | None = None
+    ) -> np.ndarray:
         """Predict one modality from fused codes (cells x n_latent); NaN rows stay NaN."""
         m = self.modality_index(target, "target")
         batches = self.batch_vectors(target, transform_batch)
@@ -278,7 +306,9 @@ class Model:
             if transform_batch is not None
             else [i for i, measured in enumerate(self.info.batch_measured) if measured[m]]
         )
-        index = torch.tensor(chosen, dtype=torch.long)
+        chosen = chosen or list(range(len(names)))  # measured in cells of unknown batch only
+        # measured only in cells of unknown batch: the mean over all batches
+        index = torch.tensor(chosen or range(len(names)), dtype=torch.long)
         return F.one_hot(index, max(len(names), 1)).float().to(self.device)
 
     def _expanded(self, batches: Tensor, n: int) -> Iterator[Tensor | None]:
@@ -291,27 +321,46 @@ class Model:
     # ------------------------------------------------------------------ storage
 
     def _tensors(self) -> dict[str, Tensor]:
-        state = {f"network.{k}": v.detach().cpu().contiguous() for k, v in self.network.state_dict().items()}
+        state = {
+            f"network.{k}": v.detach().cpu().contiguous()
+            for k, v in self.network.state_dict().items()
+        }
         return state | {f"accuracy.{k}": torch.from_numpy(v) for k, v in self.accuracy.items()}
 
     @classmethod
     def _assemble(cls, tensors: Mapping[str, Tensor], text: str) -> Self:
         info = ModelInfo.from_json(text)
         shapes = [ModalityShape(len(spec.features), spec.likelihood) for spec in info.modalities]
-        network = UnitedNetwork(shapes, len(info.groups), len(info.batches), info.network)
-        state = {k.removeprefix("network."): v for k, v in tensors.items() if k.startswith("network.")}
-        bad = [k for k, v in state.items() if v.is_floating_point() and not bool(torch.isfinite(v).all())]
+        with torch.random.fork_rng(devices=[]):  # initial weights are drawn, then replaced
+            network = UnitedNetwork(shapes, len(info.groups), len(info.batches), info.network)
+        state = {
+            k.removeprefix("network."): v for k, v in tensors.items() if k.startswith("network.")
+        }
+        bad = [
+            k
+            for k, v in state.items()
+            if v.is_floating_point() and not bool(torch.isfinite(v).all())
+        ]
         if bad:
-            raise ValueError(f"model: expected finite weights, found NaN or infinite values in {bad[0]!r}.")
+            raise ValueError(
+                f"model: expected finite weights, found NaN or infinite values in {bad[0]!r}."
+            )
         try:
             network.load_state_dict(state)
         except RuntimeError as error:
-            raise ValueError(f"model: the stored weights do not fit the stored settings ({error}).") from error
-        accuracy = {k.removeprefix("accuracy."): v.numpy() for k, v in tensors.items() if k.startswith("accuracy.")}
+            raise ValueError(
+                "model: the stored weights do not fit the stored settings "
+                f"({str(error).splitlines()[-1].strip()})."
+            ) from error
+        accuracy = {
+            k.removeprefix("accuracy."): v.numpy()
+            for k, v in tensors.items()
+            if k.startswith("accuracy.")
+        }
         return cls(network, info, accuracy)
 
     def to_dict(self) -> dict[str, Any]:
-        """Form that is stored in ``.uns``: safetensors bytes as a uint8 array, and JSON text with checksum."""
+        """Form stored in ``.uns``: safetensors bytes as a uint8 array, JSON text, checksum."""
         weights = safetensors.torch.save(self._tensors())
         return {
             "weights": np.frombuffer(weights, np.uint8).copy(),
@@ -330,10 +379,14 @@ class Model:
         """
         missing = [name for name in ("weights", "config", "sha256") if name not in stored]
         if missing:
-            raise ValueError(f"model: expected the entries weights, config and sha256, found no {missing}.")
+            raise ValueError(
+                f"model: expected the entries weights, config and sha256, found no {missing}."
+            )
         weights = np.asarray(stored["weights"], np.uint8).tobytes()
         if hashlib.sha256(weights).hexdigest() != str(stored["sha256"]):
-            raise ValueError("model: the stored weights are damaged (their checksum differs). Fit again.")
+            raise ValueError(
+                "model: the stored weights are damaged (their checksum differs). Fit again."
+            )
         try:
             tensors = safetensors.torch.load(weights)
         except safetensors.SafetensorError as error:
@@ -342,7 +395,9 @@ class Model:
 
     def save(self, path: str | Path) -> None:
         """Write the model to one safetensors file (settings in its metadata; no pickle)."""
-        safetensors.torch.save_file(self._tensors(), str(path), {_METADATA_KEY: self.info.to_json()})
+        safetensors.torch.save_file(
+            self._tensors(), str(path), {_METADATA_KEY: self.info.to_json()}
+        )
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
@@ -358,11 +413,13 @@ class Model:
         try:
             with safetensors.safe_open(str(path), "pt") as file:
                 text = (file.metadata() or {}).get(_METADATA_KEY)
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+                tensors = {name: file.get_tensor(name) for name in file.keys()}
         except safetensors.SafetensorError as error:
             raise ValueError(f"{path}: not a safetensors file ({error}).") from error
         if text is None:
-            raise ValueError(f"{path}: a safetensors file, but not written by unitednet_mu's Model.save.")
+            raise ValueError(
+                f"{path}: a safetensors file, but not written by unitednet_mu's Model.save."
+            )
         return cls._assemble(tensors, text)
 
 

@@ -36,7 +36,7 @@ def read(mdata: MuData, keys: Keys) -> dict[str, Any]:
 
 
 def _store(mdata: MuData, keys: Keys, entries: Mapping[str, Any]) -> None:
-    # the dictionary is replaced, never changed: a view's `.uns` shares its nested dictionaries with the parent
+    # replaced, never changed: a view's `.uns` shares its nested dictionaries with the parent
     mdata.uns[keys.uns] = {**read(mdata, keys), **entries}
 
 
@@ -57,16 +57,22 @@ def write_fit(mdata: MuData, keys: Keys, model: Model, history: pd.DataFrame) ->
     with writing(mdata):
         mdata.uns[keys.uns] = {
             "version": __version__,
-            "params": {"data": data, "network": _plain(info.network), "training": _plain(info.training)},
+            "params": {
+                "data": data,
+                "network": _plain(info.network),
+                "training": _plain(info.training),
+            },
             "history": history,
             "groups": np.asarray(info.groups, dtype=str),
-            "modality_weights": pd.DataFrame({"weight": model.modality_weights()}, index=model.modality_names),
+            "modality_weights": pd.DataFrame(
+                {"weight": model.modality_weights()}, index=model.modality_names
+            ),
             "model": model.to_dict(),
         }
 
 
 def _plain(config: Any) -> dict[str, Any]:
-    """Settings as `.uns` can hold them: no None, lists as arrays."""
+    """Return settings as `.uns` can hold them: no None, lists as arrays."""
     plain = {k: np.asarray(v) if isinstance(v, list) else v for k, v in config.to_dict().items()}
     return {k: "auto" if v is None else v for k, v in plain.items()}
 
@@ -87,20 +93,23 @@ def write_embedding(mdata: MuData, keys: Keys, model: Model, encoded: Encoded) -
         _store(mdata, keys, {"groups": names, "version": _version()})
 
 
-def call_groups(probabilities: np.ndarray, names: np.ndarray, threshold: float) -> tuple[pd.Categorical, np.ndarray]:
-    """Name of each cell's likeliest group and its probability; below `threshold` it is ``"unknown"``.
+def call_groups(
+    probabilities: np.ndarray, names: np.ndarray, threshold: float
+) -> tuple[pd.Categorical[str], np.ndarray]:
+    """Name of each cell's likeliest group (``"unknown"`` below `threshold`) and its probability.
 
     A cell without any of the model's modalities has no group (missing) and no confidence (NaN).
     """
     seen = ~np.isnan(probabilities).any(1)
     best = np.where(seen, np.nan_to_num(probabilities).argmax(1), -1)
     confidence = np.where(seen, np.nan_to_num(probabilities).max(1), np.nan).astype(np.float32)
-    categories = list(names)
+    categories = [str(name) for name in names]
     if threshold > 0 and UNKNOWN not in categories:
         categories.append(UNKNOWN)
     if threshold > 0:
         best = np.where(seen & (confidence < threshold), categories.index(UNKNOWN), best)
-    return pd.Categorical.from_codes(best, categories), confidence
+    codes = np.asarray(best, dtype=np.intp)
+    return pd.Categorical.from_codes(codes, pd.Index(categories)), confidence
 
 
 def _version() -> str:
@@ -116,13 +125,19 @@ def write_prediction(
     name = keys.predicted(source, target)
     cells = ~np.isnan(values).any(1)
     features = np.asarray(model.info.modalities[model.modality_index(target, "target")].features)
-    accuracy = model.accuracy.get(Keys(DEFAULT_STEM).predicted(source, target), np.full((2, len(features)), np.nan))
+    in_order = [modality for modality in model.modality_names if modality in source]
+    nothing = np.full((2, len(features)), np.nan, np.float32)
+    accuracy = model.accuracy.get(Keys(DEFAULT_STEM).predicted(in_order, target), nothing)
     var = pd.DataFrame(
         {"feature": features, "expected_r": accuracy[0], "expected_r_within_groups": accuracy[1]},
         index=[f"{name}:{feature}" for feature in features],
     )
     predicted = AnnData(values[cells], obs=pd.DataFrame(index=mdata.obs_names[cells]), var=var)
-    predicted.uns[PREDICTED_MARK] = {"source": np.asarray(source, dtype=str), "target": target, "key": keys.stem}
+    predicted.uns[PREDICTED_MARK] = {
+        "source": np.asarray(source, dtype=str),
+        "target": target,
+        "key": keys.stem,
+    }
     with writing(mdata):
         for key in mdata.obsm:
             embedding = mdata.obsm[key]
@@ -143,7 +158,10 @@ def write_labels(
     params: Mapping[str, Any],
     history: pd.DataFrame | None,
 ) -> None:
-    """Write transferred labels, their confidence and probabilities, and the model that gave them."""
+    """Write transferred labels, confidence, probabilities, and the model that gave them.
+
+    What another model has left in ``.uns[stem]`` is dropped.
+    """
     names = np.asarray(model.info.groups, dtype=str)
     label, confidence = call_groups(probabilities, names, threshold)
     entries: dict[str, Any] = {
@@ -159,7 +177,14 @@ def write_labels(
         query.obs[keys.label] = label
         query.obs[keys.label_confidence] = confidence
         query.obsm[keys.label_probabilities] = probabilities
+        if not _is_stored(query, keys, entries["model"]):
+            query.uns.pop(keys.uns, None)
         _store(query, keys, entries)
+
+
+def _is_stored(mdata: MuData, keys: Keys, model: Mapping[str, Any]) -> bool:
+    stored = read(mdata, keys).get("model", {})
+    return str(stored.get("sha256")) == str(model["sha256"])
 
 
 def write_relevance(
@@ -170,7 +195,7 @@ def write_relevance(
     absolute: Sequence[np.ndarray],
     params: Mapping[str, Any],
 ) -> None:
-    """Write group-to-feature relevance into ``.uns`` and, where features are variables, ``.varm``."""
+    """Write group relevance into ``.uns`` and, where features are variables, ``.varm``."""
     modalities: dict[str, Any] = {}
     with writing(mdata):
         for spec, plus, size in zip(model.info.modalities, signed, absolute, strict=True):
@@ -215,10 +240,16 @@ def write_cross_relevance(
         "source_features": np.asarray(specs[source].features, dtype=str),
         "target_features": np.asarray(specs[target].features, dtype=str),
         "params": dict(params),
-        "signed": {str(k): sparse.csr_matrix(matrix, dtype=np.float32) for k, matrix in enumerate(signed)},
-        "absolute": {str(k): sparse.csr_matrix(matrix, dtype=np.float32) for k, matrix in enumerate(absolute)},
+        "signed": _by_group(signed),
+        "absolute": _by_group(absolute),
     }
     name = Keys(DEFAULT_STEM).predicted([source], target)
     with writing(mdata):
         others = dict(read(mdata, keys).get("cross_relevance", {}))
         _store(mdata, keys, {"cross_relevance": {**others, name: entry}, "version": _version()})
+
+
+def _by_group(matrices: Sequence[Any]) -> dict[str, sparse.csr_matrix]:
+    """Matrices as CSR; empty where a group had no cells (NaN throughout)."""
+    filled = (m if _compat.is_sparse(m) else np.nan_to_num(m, nan=0.0) for m in matrices)
+    return {str(k): sparse.csr_matrix(matrix, dtype=np.float32) for k, matrix in enumerate(filled)}

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 
 from ._data import Dataset
 from ._validate import unknown_name
@@ -40,10 +41,11 @@ def choose_sample(
         Group of each cell, -1 where it has none.
     modalities
         Modalities that are explained: a cell needs one of them, a background cell all of them.
+        Where no cell to explain has all, background is drawn for each largest set that one has.
     n_cells
         Largest number of cells per group.
     n_background
-        Number of background cells in all.
+        Number of background cells (of each such set).
     cells, background
         Names instead.
     seed
@@ -54,39 +56,61 @@ def choose_sample(
     ValueError
         Unknown names, or nothing to draw from.
     """
+    if n_cells < 1 or n_background < 1:
+        raise ValueError(
+            f"expected n_cells and n_background >= 1, found {n_cells} and {n_background}."
+        )
     rng = np.random.default_rng(seed)
     has = data.observed[:, list(modalities)]
     order = data.canonical
     able = order[has[order].any(1) & (groups[order] >= 0)]
-    complete = order[has[order].all(1)]
     if not len(able):
         raise ValueError("expected cells with a group and a modality to explain, found none.")
-    if not len(complete):
-        raise ValueError("background: expected cells that have all explained modalities, found none.")
-    if n_cells < 1 or n_background < 1:
-        raise ValueError(f"expected n_cells and n_background >= 1, found {n_cells} and {n_background}.")
-    n_groups = len(np.unique(groups[complete]))
-    chosen = _named(data, cells, able, "cells") if cells is not None else _draw(able, groups, n_cells, rng)
-    if background is not None:
-        return Sample(chosen, _named(data, background, complete, "background"))
-    per_group = -(-n_background // n_groups)
-    drawn = _draw(complete, groups, per_group, rng)
-    return Sample(chosen, np.sort(rng.permutation(drawn)[:n_background]))
+    if cells is None:
+        chosen = _draw(able, groups, n_cells, rng)
+    else:
+        chosen = _named(data, cells, able, "cells")
+    named = None if background is None else _named(data, background, order, "background")
+    parts = []
+    for largest in _largest(has[chosen]):
+        pool = order[(has[order] | ~largest).all(1)]
+        if named is None:
+            per_group = -(-n_background // len(np.unique(groups[pool])))
+            parts.append(rng.permutation(_draw(pool, groups, per_group, rng))[:n_background])
+        elif np.isin(named, pool).any():
+            parts.append(named)
+        else:
+            names = [data.sources[m].spec.name for m in np.asarray(modalities)[largest]]
+            raise ValueError(
+                f"background: expected a cell with {names}, as cells to explain have, found none."
+            )
+    # each once, in an order that does not depend on that of the cells
+    return Sample(chosen, np.array(list(dict.fromkeys(np.concatenate(parts).tolist())), np.intp))
 
 
-def _draw(cells: np.ndarray, groups: np.ndarray, per_group: int, rng: np.random.Generator) -> np.ndarray:
+def _largest(has: np.ndarray) -> list[np.ndarray]:
+    """Different rows (sets of modalities) that are not part of another."""
+    patterns = np.unique(has, axis=0)
+    return [p for p in patterns if (patterns[:, p].all(1)).sum() == 1]
+
+
+def _draw(
+    cells: np.ndarray, groups: np.ndarray, per_group: int, rng: np.random.Generator
+) -> np.ndarray:
     parts = [cells[groups[cells] == k] for k in np.unique(groups[cells])]
     return np.concatenate([rng.permutation(part)[:per_group] for part in parts])
 
 
 def _named(data: Dataset, names: Sequence[str], able: np.ndarray, argument: str) -> np.ndarray:
-    positions = data.obs_names.get_indexer(list(names))
+    wanted = [names] if isinstance(names, str) else list(names)
+    if not wanted:
+        raise ValueError(f"{argument}: expected names of cells, found none.")
+    positions = data.obs_names.get_indexer(pd.Index(wanted))
     if (positions < 0).any():
-        missing = [name for name, position in zip(names, positions, strict=True) if position < 0]
-        raise ValueError(unknown_name(f"{argument}: cell", missing[0], data.obs_names))
+        missing = wanted[int(np.argmax(positions < 0))]
+        raise ValueError(unknown_name(f"{argument}: cell", missing, data.obs_names))
     useless = positions[~np.isin(positions, able)]
     if len(useless):
-        raise ValueError(
-            f"{argument}: cell {data.obs_names[useless[0]]!r} lacks a group or a modality to explain."
-        )
+        name = data.obs_names[useless[0]]
+        raise ValueError(f"{argument}: cell {name!r} lacks a group or a modality to explain.")
     return positions

@@ -58,28 +58,30 @@ class Tasks:
             if x is not None:
                 self._add_target(target, x, batch, codes, observed, fused, terms)
         if self.config.weight("contrastive"):
-            terms["contrastive"] = self._contrastive(batch, codes, observed, fused)
+            terms["contrastive"] = self._contrastive(batch, codes, observed)
         return _means(terms)
 
     def identification(self, batch: Batch, codes: Tensor, observed: Tensor) -> Terms:
-        """Cross-entropy where labels are given, else divergence clustering and entropy of every head."""
+        """Cross-entropy with labels, or with the groups that training starts from; without labels also
+        divergence clustering and entropy, of every head.
+        """
         usable = observed.any(1)
         if int(usable.sum()) < 2:
             return {}
         fused = self._fused(codes[usable], observed[usable])
         terms: dict[str, list[Tensor]] = defaultdict(list)
         for head in self.network.heads:
-            if self.class_weights is None:
-                for name, value in self.head_terms(head, fused).items():
-                    terms[name].append(value)
-            elif self.config.weight("cross_entropy"):
-                loss = _losses.cross_entropy_loss(head(fused)[0], batch.labels[usable], self.class_weights)
+            logits, projected = head(fused)
+            if self.config.weight("cross_entropy"):
+                loss = _losses.cross_entropy_loss(logits, batch.labels[usable], self.class_weights)
                 terms["cross_entropy"].append(loss)
+            if not self.supervised:
+                for name, value in self.clustering(logits, projected).items():
+                    terms[name].append(value)
         return _means(terms)
 
-    def head_terms(self, head: nn.Module, fused: Tensor) -> Terms:
+    def clustering(self, logits: Tensor, projected: Tensor) -> Terms:
         """Divergence clustering and entropy of one head, which finds groups without labels."""
-        logits, projected = head(fused)
         probabilities = torch.softmax(logits, 1)
         terms: Terms = {}
         if self.config.weight("clustering"):
@@ -142,10 +144,8 @@ class Tasks:
                 score = self.network.discriminators[target](self._visible(target, predictor))
                 terms["generator"].append(_losses.generator_loss(score))
 
-    def _contrastive(self, batch: Batch, codes: Tensor, observed: Tensor, fused: Tensor) -> list[Tensor]:
-        groups = batch.labels
-        if not self.supervised and self.network.n_groups > 1:
-            groups = self.network.heads[0](fused)[0].argmax(1)
+    def _contrastive(self, batch: Batch, codes: Tensor, observed: Tensor) -> list[Tensor]:
+        groups = batch.labels  # given, or those that training starts from
         values = []
         for a in range(codes.shape[1]):
             for b in range(a + 1, codes.shape[1]):

@@ -8,6 +8,7 @@ import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm.auto import tqdm
 
-from ._cluster import starting_groups
+from ._cluster import consensus_groups
 from ._config import TrainingConfig
 from ._data import Batch, Dataset
 from ._network import UnitedNetwork
@@ -28,7 +29,8 @@ logger = logging.getLogger(__name__)
 
 _STATISTICS_BATCH = 2048
 _EVALUATION_BATCH = 1024
-_HEAD_STEPS = 200
+_HEAD_STEPS = 100
+_FEWEST_GROUPS = 2
 
 
 @contextmanager
@@ -82,13 +84,13 @@ def split_cells(data: Dataset, fraction: float, seed: int) -> tuple[np.ndarray, 
 
 
 def default_batch_size(n_cells: int) -> int:
-    """Cells per mini-batch: about an eighth of the cells, a power of two from 32 to 512."""
-    return int(np.clip(2 ** round(math.log2(max(n_cells, 1) / 8)), 32, 512))
+    """Cells per mini-batch: about a quarter of the cells, a power of two from 32 to 512."""
+    return int(np.clip(2 ** round(math.log2(max(n_cells, 1) / 4)), 32, 512))
 
 
 def default_epochs(n_cells: int, batch_size: int) -> int:
-    """Epochs that make about 1,200 steps, at least 20 and at most 200."""
-    return int(np.clip(round(1200 * batch_size / max(n_cells, 1)), 20, 200))
+    """Epochs that make about 600 steps, at least 20 and at most 200."""
+    return int(np.clip(round(600 * batch_size / max(n_cells, 1)), 20, 200))
 
 
 class Trainer:
@@ -247,7 +249,8 @@ class Trainer:
         return {term: total / cells_seen[term] for term, total in sums.items()}
 
     def _total(self, terms: Terms) -> Tensor:
-        return torch.stack([self.config.weight(term) * value for term, value in terms.items()]).sum()
+        weighted = [self.config.weight(term) * value for term, value in terms.items()]
+        return torch.stack(weighted).sum() if weighted else torch.zeros((), device=self.device)
 
     def _total_value(self, terms: dict[str, float]) -> float:
         """Held-out loss that decides; the generator's is left out, since its opponent moves."""
@@ -264,20 +267,24 @@ class Trainer:
         return torch.cat(parts)
 
     def _start_heads(self) -> None:
-        """Fit each head to groups found on the fused codes; a start for the clustering loss to move."""
-        z = self._fused(self.train_cells)
-        if self.config.start == "random" and self.n_groups is not None:
-            self.network.new_heads(self.n_groups, self.network.config.n_heads)
+        """Find groups on the fused codes of all cells, fit every head to them, and anchor training there.
+
+        Of several runs the one that agrees best with the others is taken.
+        """
+        cells = self.data.canonical
+        z = self._fused(cells)
+        if self.config.start == "random":
+            self.network.new_heads(self.n_groups or _FEWEST_GROUPS, self.network.config.n_heads)
             return
-        n_groups = self.n_groups
-        starts: list[np.ndarray] = []
-        for head in range(self.network.config.n_heads):
-            starts.append(starting_groups(z.cpu().numpy(), n_groups, self.config.start, self.seed + head))
-            n_groups = int(starts[0].max()) + 1
+        groups = consensus_groups(z.cpu().numpy(), self.n_groups, self.config.start, self.seed)
+        n_groups = max(int(groups.max()) + 1, _FEWEST_GROUPS)
         logger.info("groups start from %d clusters.", n_groups)
-        self.network.new_heads(n_groups or 1, self.network.config.n_heads)
-        for head, labels in zip(self.network.heads, starts, strict=True):
-            _fit_head(head.train(), z, torch.from_numpy(labels).to(self.device), self.config)
+        anchors = np.full(len(self.data), -1, np.int64)
+        anchors[cells] = groups
+        self.data = replace(self.data, labels=anchors)
+        self.network.new_heads(n_groups, self.network.config.n_heads)
+        for head in self.network.heads:
+            _fit_head(head.train(), z, torch.from_numpy(groups).to(self.device))
 
     @torch.no_grad()
     def _keep_best_head(self) -> None:
@@ -286,14 +293,13 @@ class Trainer:
         losses = []
         for head in self.network.heads:
             tasks = Tasks(self.network.eval(), self.config, None)
-            losses.append(float(self._total(tasks.head_terms(head, z))))
-        self.head_losses = losses
+            losses.append(float(self._total(tasks.clustering(*head(z)))))
         self.network.heads = nn.ModuleList([self.network.heads[int(np.argmin(losses))]])
 
 
-def _fit_head(head: nn.Module, z: Tensor, labels: Tensor, config: TrainingConfig) -> None:
+def _fit_head(head: nn.Module, z: Tensor, labels: Tensor) -> None:
     """Fit one head to starting groups on fixed codes, all cells at a time."""
-    optimiser = torch.optim.AdamW(head.parameters(), lr=1e-2, weight_decay=config.weight_decay)
+    optimiser = torch.optim.AdamW(head.parameters(), lr=1e-2, fused=True)
     for _ in range(_HEAD_STEPS):
         optimiser.zero_grad(set_to_none=True)
         nn.functional.cross_entropy(head(z)[0], labels).backward()
@@ -309,10 +315,13 @@ class _Optimisers:
         theirs = {id(p) for p in opponents}
         self.parameters = [p for p in network.parameters() if id(p) not in theirs]
         self.optimiser = torch.optim.AdamW(
-            self.parameters, lr=config.learning_rate, weight_decay=config.weight_decay
+            self.parameters, lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
         )
         self.schedule = torch.optim.lr_scheduler.OneCycleLR(
-            self.optimiser, config.learning_rate, total_steps=n_steps + 1, pct_start=0.2
+            self.optimiser,
+            config.learning_rate,
+            total_steps=n_steps + 1,
+            pct_start=max(0.2, 2 / (n_steps + 1)),  # it divides by 0.2 x 5 - 1 where these are 5
         )
         self.opponents = opponents
         self.opponent = torch.optim.AdamW(opponents, lr=config.learning_rate) if opponents else None

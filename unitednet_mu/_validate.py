@@ -1,4 +1,4 @@
-"""Checks of what a user hands in; every error says what was expected, found and available, and what to do."""
+"""Checks of what a user hands in; errors say what was expected and found, and what to do."""
 
 from __future__ import annotations
 
@@ -21,15 +21,16 @@ def _some(names: Iterable[Any], limit: int = 10) -> str:
 
 
 def unknown_name(kind: str, name: object, available: Iterable[Any], todo: str = "") -> str:
-    """Message for a name that does not exist: what was asked for, what exists, the nearest match."""
+    """Message for a name that does not exist: what does, and the nearest match."""
     available = [str(a) for a in available]
     close = difflib.get_close_matches(str(name), available, n=1)
     hint = f" Did you mean {close[0]!r}?" if close else ""
-    return f"{kind} {name!r} not found; available: {_some(available, 30)}.{hint}{' ' + todo if todo else ''}"
+    todo = f" {todo}" if todo else ""
+    return f"{kind} {name!r} not found; available: {_some(available, 30)}.{hint}{todo}"
 
 
 def check_mudata(mdata: object, argument: str = "mdata") -> MuData:
-    """Return `mdata` if it is a MuData that shares cells (axis 0), with unique names, and is not empty.
+    """Return `mdata` if it is a MuData that shares cells (axis 0), not empty, names unique.
 
     Raises
     ------
@@ -40,15 +41,18 @@ def check_mudata(mdata: object, argument: str = "mdata") -> MuData:
     """
     if isinstance(mdata, AnnData):
         raise TypeError(
-            f"{argument}: expected a MuData, found an AnnData. Wrap it: mudata.MuData({{'rna': adata, ...}})."
+            f"{argument}: expected a MuData, found an AnnData. Wrap it: mudata.MuData({{'rna': "
+            f"adata, ...}})."
         )
     if not isinstance(mdata, MuData):
         raise TypeError(
-            f"{argument}: expected a MuData, found {type(mdata).__name__}. Read a file with mudata.read_h5mu(path)."
+            f"{argument}: expected a MuData, found {type(mdata).__name__}. Read a file with "
+            "mudata.read_h5mu(path)."
         )
     if mdata.axis != 0:
         raise ValueError(
-            f"{argument}: expected a MuData whose modalities share cells (axis=0), found axis={mdata.axis}."
+            f"{argument}: expected a MuData whose modalities share cells (axis=0), found "
+            f"axis={mdata.axis}."
         )
     if not mdata.mod:
         raise ValueError(f"{argument}: expected at least one modality, found none.")
@@ -57,9 +61,15 @@ def check_mudata(mdata: object, argument: str = "mdata") -> MuData:
     _check_unique(mdata.obs_names, f"{argument}: cell names")
     for name, adata in mdata.mod.items():
         if isinstance(adata, MuData):
-            raise TypeError(f"{argument}: modality {name!r} is a MuData itself; nested MuData are not supported.")
+            raise TypeError(
+                f"{argument}: modality {name!r} is a MuData itself; nested MuData are not "
+                "supported."
+            )
         if "/" in name:
-            raise ValueError(f"{argument}: modality name {name!r} holds '/', which HDF5 nests silently. Rename it.")
+            raise ValueError(
+                f"{argument}: modality name {name!r} holds '/', which HDF5 nests silently. Rename "
+                "it."
+            )
         _check_unique(adata.obs_names, f"{argument}: cell names of modality {name!r}")
     return mdata
 
@@ -68,8 +78,9 @@ def _check_unique(names: pd.Index, what: str) -> None:
     if not names.is_unique:
         duplicated = names[names.duplicated()].unique()
         raise ValueError(
-            f"{what}: expected unique names, found {len(duplicated)} duplicated, {_some(duplicated, 3)}. "
-            "Make them unique (obs_names_make_unique / var_names_make_unique)."
+            f"{what}: expected unique names, found {len(duplicated)} duplicated, "
+            f"{_some(duplicated, 3)}. Make them unique (obs_names_make_unique / "
+            "var_names_make_unique)."
         )
 
 
@@ -89,14 +100,22 @@ def check_modalities(mdata: MuData, modalities: Sequence[str] | None) -> list[st
     Raises
     ------
     ValueError
-        A name is unknown, repeated, or belongs to a modality that this package predicted; none is left.
+        A name is unknown, repeated, or belongs to a modality that this package predicted; none is
+        left.
     """
     measured = measured_modalities(mdata)
-    chosen = measured if modalities is None else [modalities] if isinstance(modalities, str) else list(modalities)
+    chosen = (
+        measured
+        if modalities is None
+        else [modalities]
+        if isinstance(modalities, str)
+        else list(modalities)
+    )
     for name in chosen:
         if name in mdata.mod and name not in measured:
             raise ValueError(
-                f"modality {name!r} was predicted by unitednet_mu and is never trained on; measured: {measured}."
+                f"modality {name!r} was predicted by unitednet_mu and is never trained on; "
+                f"measured: {measured}."
             )
         if name not in mdata.mod:
             raise ValueError(unknown_name("modality", name, measured))
@@ -108,7 +127,7 @@ def check_modalities(mdata: MuData, modalities: Sequence[str] | None) -> list[st
 
 
 def per_modality(value: Any, modalities: Sequence[str], argument: str) -> dict[str, Any]:
-    """Spread one value, or a mapping ``{modality: value}``, over the modalities (None where not named)."""
+    """Spread a value, or ``{modality: value}``, over the modalities (None where not named)."""
     if not isinstance(value, Mapping):
         return dict.fromkeys(modalities, value)
     for name in value:
@@ -118,42 +137,69 @@ def per_modality(value: Any, modalities: Sequence[str], argument: str) -> dict[s
 
 
 def obs_column(mdata: MuData, key: str, argument: str) -> pd.Series:
-    """Column of `mdata.obs`, or of the modalities' own `.obs` where the global one lacks it, by cell.
+    """Column of `mdata.obs`, or of the modalities' own `.obs` where it lacks it, by cell.
 
-    ``"cell_type"`` and ``"rna:cell_type"`` both work. Where modalities hold the column, each cell takes the
-    first modality's value that is not missing; two modalities that disagree are an error.
+    ``"cell_type"`` and ``"rna:cell_type"`` both work. Where modalities hold the column, each cell
+    takes the first modality's value that is not missing; two modalities that disagree are an error.
     """
     if key in mdata.obs:
-        return mdata.obs[key]
+        return pd.Series(mdata.obs[key])
     modality, _, column = key.partition(":")
     if column and modality in mdata.mod and column in mdata.mod[modality].obs:
-        return mdata.mod[modality].obs[column].reindex(mdata.obs_names)
-    found = [a.obs[key].reindex(mdata.obs_names).astype(object) for a in mdata.mod.values() if key in a.obs]
+        return _over_all_cells(mdata, mdata.mod[modality].obs[column])
+    found = [_over_all_cells(mdata, a.obs[key]) for a in mdata.mod.values() if key in a.obs]
     if not found:
-        columns = [*mdata.obs.columns, *(f"{m}:{c}" for m, a in mdata.mod.items() for c in a.obs.columns)]
+        columns = [*mdata.obs.columns, *(c for a in mdata.mod.values() for c in a.obs.columns)]
         raise ValueError(unknown_name(f"{argument}: column", key, dict.fromkeys(columns)))
-    merged = found[0]
-    for other in found[1:]:
+    if len(found) == 1:
+        return found[0]
+    merged = found[0].astype(object)
+    for other in (column.astype(object) for column in found[1:]):
         both = merged.notna() & other.notna()
         if bool((merged[both].astype(str) != other[both].astype(str)).any()):
             raise ValueError(
-                f"{argument}: modalities disagree on {key!r} for some cells. Put one column into mdata.obs."
+                f"{argument}: modalities disagree on {key!r} for some cells. Put one column into "
+                "mdata.obs."
             )
-        merged = merged.where(merged.notna(), other)
+        merged = merged.copy()
+        merged[merged.isna()] = other[merged.isna()]
+    if all(isinstance(column.dtype, pd.CategoricalDtype) for column in found):
+        levels = dict.fromkeys(level for column in found for level in column.cat.categories)
+        merged = merged.astype(pd.CategoricalDtype(list(levels)))
     return merged
+
+
+def _over_all_cells(mdata: MuData, column: pd.Series) -> pd.Series:
+    """Spread a modality's column over all cells, missing in others; integers stay integers."""
+    if not isinstance(column.dtype, pd.CategoricalDtype):
+        column = column.astype(object)
+    return column.reindex(mdata.obs_names)
 
 
 def as_names(column: pd.Series) -> tuple[np.ndarray, np.ndarray]:
     """Return codes (int64, -1 where missing) and the names of the levels in use, as strings.
 
-    Levels keep their categorical order, others are sorted. Names that differ as values and not as text
-    (``1`` and ``"1"``) are an error.
+    Levels keep their categorical order, others are sorted. Names that differ as values and not as
+    text (``1`` and ``"1"``) are an error.
     """
     values = column.astype("category").cat.remove_unused_categories()
+    if not isinstance(column.dtype, pd.CategoricalDtype):
+        values = values.cat.reorder_categories(_sorted(values.cat.categories))
     names = np.asarray([str(level) for level in values.cat.categories], dtype=object)
     if len(set(names)) != len(names):
-        raise ValueError(f"column {column.name!r}: levels are not distinct as text: {_some(names)}.")
+        raise ValueError(
+            f"column {column.name!r}: levels are not distinct as text: {_some(names)}."
+        )
     return values.cat.codes.to_numpy(np.int64, copy=True), names
+
+
+def _sorted(levels: Iterable[Any]) -> list[Any]:
+    """Sort by value, or as text where values cannot be compared: cells' order changes nothing."""
+    levels = list(levels)
+    try:
+        return sorted(levels)
+    except TypeError:
+        return sorted(levels, key=str)
 
 
 def check_labels(codes: np.ndarray, names: np.ndarray, labels_key: str) -> None:

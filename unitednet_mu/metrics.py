@@ -7,12 +7,14 @@ were left out.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
 from ._correlation import (
-    Floats,
     Labels,
     pearson_per_feature,
     pearson_within_groups,

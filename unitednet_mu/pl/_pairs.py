@@ -89,7 +89,7 @@ def paired_values(
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Return measured and predicted values, cells x features, of the cells that have both."""
     if layer is not None and layer not in truth.layers:
-        raise ValueError(unknown_name("layer", layer, truth.layers))
+        raise ValueError(unknown_name("layer", layer, filter(None, truth.layers)))
     measured = truth[:, features].to_df(layer=layer)
     measured = measured[measured.notna().any(axis=1)]
     cells = predicted.obs_names.intersection(measured.index, sort=False)

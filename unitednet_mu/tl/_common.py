@@ -23,7 +23,8 @@ def resolve_model(model: Model | None, mdata: MuData, key_added: str, device: st
         model = stored_model(mdata, key_added=key_added)
     elif not isinstance(model, Model):
         raise TypeError(
-            f"model: expected a unitednet_mu model (get.model(mdata) gives it), found {type(model).__name__}."
+            "model: expected a unitednet_mu model (get.model(mdata) gives it), found "
+            f"{type(model).__name__}."
         )
     model.network.to(resolve_device(device))
     return model
@@ -45,5 +46,7 @@ def resolve_device(device: str) -> torch.device:
         found = torch.device(device)
         torch.empty(0, device=found)
     except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"device: {device!r} is not available ({error}). Use 'auto' or 'cpu'.") from error
+        raise ValueError(
+            f"device: {device!r} is not available ({error}). Use 'auto' or 'cpu'."
+        ) from error
     return found

@@ -11,7 +11,7 @@ from mudata import MuData
 
 from .. import _results
 from .._config import Likelihood, NetworkConfig, TrainingConfig
-from .._data import Dataset, describe_modality, open_dataset
+from .._data import Dataset, ModalitySpec, describe_modality, open_dataset
 from .._fit import train_new, train_on
 from .._keys import DEFAULT_STEM, check_key_added
 from .._model import Model, ModelInfo
@@ -52,36 +52,39 @@ def fit(
 ) -> MuData | None:
     """Train one network to identify groups and to predict every modality from every other.
 
-    Supervised with `labels_key` (semi-supervised where labels are missing), unsupervised with `n_groups`.
-    Cells may lack modalities; what they lack is left out, never filled in.
+    Supervised with `labels_key` (semi-supervised where labels are missing), unsupervised with
+    `n_groups`. Cells may lack modalities; what they lack is left out, never filled in.
 
     Parameters
     ----------
     mdata
-        Prepared data (see `pp`), cells shared (``axis=0``). Sparse matrices are read in mini-batches.
+        Prepared data (see `pp`), cells shared (``axis=0``). Sparse matrices are read in
+        mini-batches.
     labels_key
-        Column of ``mdata.obs`` (or of the modalities' ``.obs``) with labels; cells with a missing label
-        train everything but the group identification.
+        Column of ``mdata.obs`` (or of the modalities' ``.obs``) with labels; cells with a missing
+        label train everything but the group identification.
     n_groups
-        How many groups to find without labels; ``"auto"`` finds the number (Leiden on the codes), which is
-        also what happens if neither `labels_key` nor `n_groups` is given.
+        How many groups to find without labels; ``"auto"`` finds the number (Leiden on the codes),
+        which is also what happens if neither `labels_key` nor `n_groups` is given.
     batch_key
         Column with batches; decoders are conditioned on it and codes are not.
     modalities
         Which to train on; by default all that were measured.
     layer, use_rep
-        Matrix to read instead of ``.X``, one for all or ``{modality: name}``; `use_rep` names an ``.obsm``
-        matrix of the modality.
+        Matrix to read instead of ``.X``, one for all or ``{modality: name}``; `use_rep` names an
+        ``.obsm`` matrix of the modality.
     likelihood
         ``"gaussian"`` (mean squared error) or ``"binary"`` (binary cross-entropy), one for all or
         ``{modality: likelihood}``; by default binary where all values are 0 or 1.
     model
-        Continue from this model (see `get.model`); features must be those it was trained on. Its network,
-        modalities and layers are used; without `labels_key` and `n_groups` also its labels.
+        Continue from this model (see `get.model`); features must be those it was trained on. Its
+        network, modalities and layers are used; without `labels_key` and `n_groups` also its
+        labels.
     reset_head
         With `model`: keep the encoders and decoders, and learn the groups anew.
     network, training
-        :class:`NetworkConfig` and :class:`TrainingConfig`, or mappings that override their defaults.
+        :class:`NetworkConfig` and :class:`TrainingConfig`, or mappings that override their
+        defaults.
     random_state
         Seed; the same seed gives the same numbers on the same machine and number of threads.
     device
@@ -115,8 +118,9 @@ def fit(
     TypeError
         `mdata` is not a MuData, or settings are of the wrong type.
     ValueError
-        Both `labels_key` and `n_groups`; an unknown modality, column, layer or setting; one class only or
-        all labels missing; NaN or infinite values; too few cells. Nothing is trained or written then.
+        Both `labels_key` and `n_groups`; an unknown modality, column, layer or setting; one class
+        only or all labels missing; NaN or infinite values; too few cells. Nothing is trained or
+        written then.
 
     Warns
     -----
@@ -139,17 +143,19 @@ def fit(
     keys = check_key_added(mdata, key_added)
     _check_choice(labels_key, n_groups, model, reset_head)
     on = resolve_device(device)
-    configs = {"training": TrainingConfig.build(training), "random_state": int(random_state)}
+    settings = TrainingConfig.build(training)
     if model is None:
         specs = _describe(mdata, modalities, layer, use_rep, likelihood)
-        info = ModelInfo(tuple(specs), (), network=NetworkConfig.build(network), **configs)  # type: ignore[arg-type]
+        info = ModelInfo(tuple(specs), (), NetworkConfig.build(network), settings)
     else:
-        info = _inherited(model, labels_key, n_groups, reset_head, modalities, layer, use_rep, likelihood, network)
-        info = dataclasses.replace(info, **configs)
-    data = open_dataset(mdata, info.modalities, partial=model is not None)
+        info = _inherited(
+            model, labels_key, n_groups, reset_head, modalities, layer, use_rep, likelihood, network
+        )
+    info = dataclasses.replace(info, training=settings, random_state=int(random_state))
+    data = open_dataset(mdata, info.modalities) if model is None else model.open(mdata)
     info = _with_labels(mdata, data, info, labels_key or info.labels_key)
     info = _with_batches(mdata, data, info, batch_key or info.batch_key, fixed=model is not None)
-    number = n_groups if isinstance(n_groups, int) else None
+    number = None if n_groups is None or n_groups == _AUTO else int(n_groups)
     _check_size(data, len(info.groups) or number or 1)
     if model is None:
         trained, history = train_new(data, info, n_groups=number, device=on, progress=progress)
@@ -163,55 +169,75 @@ def fit(
     return result if copy else None
 
 
-def _check_choice(labels_key: str | None, n_groups: Any, model: Model | None, reset_head: bool) -> None:
+def _check_choice(
+    labels_key: str | None, n_groups: Any, model: Model | None, reset_head: bool
+) -> None:
     if labels_key is not None and n_groups is not None:
         raise ValueError(
-            f"expected labels_key or n_groups, found both ({labels_key!r} and {n_groups!r}): groups are learned "
-            "from labels, or found."
+            f"expected labels_key or n_groups, found both ({labels_key!r} and {n_groups!r}): "
+            "groups are learned from labels, or found."
         )
     integer = isinstance(n_groups, (int, np.integer)) and not isinstance(n_groups, bool)
     if not (n_groups is None or n_groups == _AUTO or (integer and n_groups >= 2)):
         raise ValueError(f"n_groups: expected an integer >= 2 or 'auto', found {n_groups!r}.")
     if model is not None and not isinstance(model, Model):
-        raise TypeError(f"model: expected a unitednet_mu model (see get.model), found {type(model).__name__}.")
+        raise TypeError(
+            f"model: expected a unitednet_mu model (see get.model), found {type(model).__name__}."
+        )
     if reset_head and model is None:
-        raise ValueError("reset_head=True needs a model to start from; pass model=unitednet_mu.get.model(mdata).")
+        raise ValueError(
+            "reset_head=True needs a model to start from; pass model=unitednet_mu.get.model(mdata)."
+        )
 
 
-def _describe(mdata: MuData, modalities: Any, layer: Any, use_rep: Any, likelihood: Any) -> list[Any]:
+def _describe(
+    mdata: MuData, modalities: Any, layer: Any, use_rep: Any, likelihood: Any
+) -> list[ModalitySpec]:
     chosen = check_modalities(mdata, modalities)
     layers = per_modality(layer, chosen, "layer")
     reps = per_modality(use_rep, chosen, "use_rep")
     kinds = per_modality(likelihood, chosen, "likelihood")
-    return [describe_modality(mdata, name, layers[name], reps[name], kinds[name]) for name in chosen]
+    specs = []
+    for name in chosen:  # no comprehension: before Python 3.12 it is a frame that warnings count
+        specs.append(describe_modality(mdata, name, layers[name], reps[name], kinds[name]))
+    return specs
 
 
 def _inherited(
     model: Model, labels_key: str | None, n_groups: Any, reset_head: bool, *fixed: Any
 ) -> ModelInfo:
-    """Settings of a model to continue from: its network and data are kept."""
-    for name, value in zip(("modalities", "layer", "use_rep", "likelihood", "network"), fixed, strict=True):
+    """Return the settings of a model to continue from: its network and data are kept."""
+    for name, value in zip(
+        ("modalities", "layer", "use_rep", "likelihood", "network"), fixed, strict=True
+    ):
         if value is not None:
-            raise ValueError(f"{name}: the model to continue from fixes it; leave it out, or fit anew.")
+            raise ValueError(
+                f"{name}: the model to continue from fixes it; leave it out, or fit anew."
+            )
     info = model.info
     if reset_head:
         return dataclasses.replace(info, labels_key=labels_key, groups=())
     if n_groups is not None:
-        raise ValueError("n_groups: the model keeps its groups; pass reset_head=True to find groups anew.")
+        raise ValueError(
+            "n_groups: the model keeps its groups; pass reset_head=True to find groups anew."
+        )
     return dataclasses.replace(info, labels_key=labels_key or info.labels_key)
 
 
-def _with_labels(mdata: MuData, data: Dataset, info: ModelInfo, labels_key: str | None) -> ModelInfo:
+def _with_labels(
+    mdata: MuData, data: Dataset, info: ModelInfo, labels_key: str | None
+) -> ModelInfo:
     """Read the labels into `data`; a model's own groups are kept."""
     if labels_key is None:
         return info
-    codes, names = as_names(obs_column(mdata, labels_key, "labels_key"))
+    codes, names = _levels(mdata, data, labels_key, "labels_key")
     if info.groups:
         unknown = [name for name in names if name not in info.groups]
         if unknown:
             known = list(info.groups)
             raise ValueError(
-                f"{unknown_name('labels_key: label', unknown[0], known)} Pass reset_head=True to learn new labels."
+                f"{unknown_name('labels_key: label', unknown[0], known)} Pass reset_head=True to "
+                "learn new labels."
             )
         codes = np.append([info.groups.index(name) for name in names], -1).astype(np.int64)[codes]
     else:
@@ -220,17 +246,31 @@ def _with_labels(mdata: MuData, data: Dataset, info: ModelInfo, labels_key: str 
     return dataclasses.replace(info, labels_key=labels_key, groups=info.groups or tuple(names))
 
 
-def _with_batches(mdata: MuData, data: Dataset, info: ModelInfo, batch_key: str | None, *, fixed: bool) -> ModelInfo:
+def _with_batches(
+    mdata: MuData, data: Dataset, info: ModelInfo, batch_key: str | None, *, fixed: bool
+) -> ModelInfo:
     """Read the batches into `data`; batches that a model does not know count as unknown."""
     if batch_key is None:
         return info
     if fixed and info.batch_key is None:
-        raise ValueError("batch_key: the model was trained without batches; leave it out, or fit anew.")
-    codes, names = as_names(obs_column(mdata, batch_key, "batch_key"))
+        raise ValueError(
+            "batch_key: the model was trained without batches; leave it out, or fit anew."
+        )
+    codes, names = _levels(mdata, data, batch_key, "batch_key")
+    if not len(names):
+        raise ValueError(f"batch_key={batch_key!r}: expected batches, found every value missing.")
     batches = info.batches or tuple(names)
     position = {name: index for index, name in enumerate(batches)}
     data.batches = np.append([position.get(name, -1) for name in names], -1).astype(np.int64)[codes]
     return dataclasses.replace(info, batch_key=batch_key, batches=batches)
+
+
+def _levels(mdata: MuData, data: Dataset, key: str, argument: str) -> tuple[np.ndarray, np.ndarray]:
+    """Code of each cell, -1 where missing, and the names in use among cells to train on."""
+    seen = np.flatnonzero(data.observed.any(1))
+    codes = np.full(len(data), -1, np.int64)
+    codes[seen], names = as_names(obs_column(mdata, key, argument).iloc[seen])
+    return codes, names
 
 
 def _check_size(data: Dataset, n_groups: int) -> None:
@@ -238,8 +278,8 @@ def _check_size(data: Dataset, n_groups: int) -> None:
     fewest = max(_FEWEST_CELLS, n_groups)
     if n_cells < fewest:
         raise ValueError(f"expected at least {fewest} cells to train on, found {n_cells}.")
-    if len(data.sources) > 1 and not bool((data.observed.sum(1) > 1).any()):
+    if data.observed.any(0).sum() > 1 and not bool((data.observed.sum(1) > 1).any()):
         raise ValueError(
-            "expected cells measured in more than one modality, found none: the modalities share no cell. "
-            "Check that cell names (obs_names) agree between modalities."
+            "expected cells measured in more than one modality, found none: the modalities share "
+            "no cell. Check that cell names (obs_names) agree between modalities."
         )

@@ -31,13 +31,13 @@ def predict_modality(
     mdata
         Cells; features are matched to the model's by name.
     source
-        Modality to predict from, or several: each cell uses those of them that it has. The target itself
-        may be among them (denoising).
+        Modality to predict from, or several: each cell uses those of them that it has. The target
+        itself may be among them (denoising).
     target
         Modality to predict.
     transform_batch
-        As which batch to predict; by default the mean over the batches in which the target was measured.
-        Only for models trained with `batch_key`.
+        As which batch to predict; by default the mean over the batches in which the target was
+        measured. Only for models trained with `batch_key`.
     model
         Model to use instead of the one stored in `mdata`.
     device
@@ -52,11 +52,12 @@ def predict_modality(
     None, or the changed copy with ``copy=True``. Written:
 
     ``.mod["<target>_from_<source>"]`` : AnnData
-        ``.X`` float32, cells with the source x target features, in the target's units (probabilities
-        where it is binary). ``.var_names`` are ``"<target>_from_<source>:<feature>"``; ``.var["feature"]``
-        has the plain name, ``.var["expected_r"]`` and ``.var["expected_r_within_groups"]`` the Pearson r on
-        held-out cells of the training data (NaN where it was not measured). Embeddings of `mdata` are
-        copied into its ``.obsm``. ``.uns["unitednet_prediction"]`` marks it; it is never trained on.
+        ``.X`` float32, cells with the source x target features, in the target's units
+        (probabilities where it is binary). ``.var_names`` are
+        ``"<target>_from_<source>:<feature>"``; ``.var["feature"]`` has the plain name,
+        ``.var["expected_r"]`` and ``.var["expected_r_within_groups"]`` the Pearson r on held-out
+        cells of the training data (NaN where it was not measured). Embeddings of `mdata` are copied
+        into its ``.obsm``. ``.uns["unitednet_prediction"]`` marks it; it is never trained on.
 
     Raises
     ------
@@ -85,11 +86,21 @@ def predict_modality(
     found.modality_index(target, "target")
     name = keys.predicted(sources, target)
     if name in mdata.mod and not is_predicted(mdata.mod[name]):
-        raise ValueError(f"modality {name!r} exists and was not made by this package. Rename it, or use key_added.")
+        raise ValueError(
+            f"modality {name!r} exists and was not made by this package. Rename it, or use "
+            "key_added."
+        )
+    if name not in mdata.mod and name in mdata.obsm:
+        raise ValueError(
+            f"modality {name!r} would overwrite .obsm[{name!r}]. Rename that, or use key_added."
+        )
     data = found.open(mdata)
     used = [found.modality_index(s, "source") for s in sources]
     if not data.observed[:, used].any():
-        raise ValueError(f"source: expected cells with {sources}, found none; modalities here: {list(mdata.mod)}.")
+        raise ValueError(
+            f"source: expected cells with {sources}, found none; modalities here: "
+            f"{list(mdata.mod)}."
+        )
     values = found.predict(data, sources, target, transform_batch=transform_batch)
     result = _results.target_of(mdata, copy)
     _results.write_prediction(result, keys, found, sources, target, values)

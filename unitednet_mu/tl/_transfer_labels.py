@@ -43,13 +43,16 @@ def transfer_labels(
     query
         Cells to label; features are matched by name, modalities may be missing.
     reference
-        MuData that the model was trained on with `labels_key`; holds the model unless `model` is given.
+        MuData that the model was trained on with `labels_key`; holds the model unless `model` is
+        given.
     adapt
-        Train on with the supervised loss on the reference and the label-free losses on reference and query
-        together (the paper's transfer learning). The adapted network is kept only if held-out cells say that
-        it helps; ``.uns["unitednet"]["transfer"]["adapted"]`` says whether it was.
+        Train on with the supervised loss on the reference and the label-free losses on reference
+        and query together (the paper's transfer learning). The adapted network is kept only if
+        held-out cells say that it helps; ``.uns["unitednet"]["transfer"]["adapted"]`` says whether
+        it was.
     unknown_threshold
-        Cells whose best label has a lower probability are called ``"unknown"``; 0 labels every cell.
+        Cells whose best label has a lower probability are called ``"unknown"``; 0 labels every
+        cell.
     model
         Model to use instead of the one stored in `reference`.
     training
@@ -85,7 +88,8 @@ def transfer_labels(
     TypeError
         Either is not a MuData, or `model` not a model.
     ValueError
-        The model was trained without labels, features are missing, or the threshold is not in [0, 1).
+        The model was trained without labels, features are missing, or the threshold is not
+        in [0, 1).
 
     Examples
     --------
@@ -101,16 +105,24 @@ def transfer_labels(
     check_mudata(reference, "reference")
     keys = check_key_added(query, key_added)
     if not 0 <= unknown_threshold < 1:
-        raise ValueError(f"unknown_threshold: expected a number in [0, 1), found {unknown_threshold!r}.")
+        raise ValueError(
+            f"unknown_threshold: expected a number in [0, 1), found {unknown_threshold!r}."
+        )
     found = resolve_model(model, reference, key_added, device)
     if found.info.labels_key is None:
         raise ValueError(
             "the model was trained without labels, there is nothing to transfer. Run "
             "unitednet_mu.tl.fit(reference, labels_key=...) first."
         )
-    config = TrainingConfig.build({**ADAPTATION, **training} if isinstance(training, Mapping) else training or ADAPTATION)
+    config = TrainingConfig.build(
+        {**ADAPTATION, **training} if isinstance(training, Mapping) else training or ADAPTATION
+    )
     history: pd.DataFrame | None = None
-    params: dict[str, Any] = {"adapt": adapt, "unknown_threshold": float(unknown_threshold), "adapted": False}
+    params: dict[str, Any] = {
+        "adapt": adapt,
+        "unknown_threshold": float(unknown_threshold),
+        "adapted": False,
+    }
     data = found.open(query)
     if not data.observed.any():
         raise ValueError(f"query: expected cells with {found.modality_names}, found none.")

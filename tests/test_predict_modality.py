@@ -1,0 +1,319 @@
+"""Prediction of one modality from others."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from mudata import MuData
+
+import unitednet_mu as un
+from unitednet_mu._train import split_cells
+
+
+@pytest.fixture(scope="module")
+def _batched() -> MuData:
+    mdata = un.datasets.simulate_multimodal(
+        n_obs=150, n_groups=3, n_batches=3, batch_effect=2.0, random_state=4
+    )
+    # batch2 never had antibodies
+    adt = mdata.mod["adt"][(mdata.obs["batch"] != "batch2").to_numpy()].copy()
+    mdata.mod["adt"] = adt
+    mdata.update()
+    un.tl.fit(
+        mdata,
+        labels_key="cell_type",
+        batch_key="batch",
+        network={"n_hidden": (32,), "n_latent": 8, "n_projector": 16},
+        training={"max_epochs": 30, "batch_size": 32},
+        progress=False,
+    )
+    return mdata
+
+
+@pytest.fixture
+def batched(_batched: MuData) -> MuData:
+    """Cells of three batches, the last without antibodies, with a model conditioned on the batch."""
+    return _batched.copy()
+
+
+def decoded(mdata: MuData, code: torch.Tensor, target: int, batch: list[float] | None = None) -> Any:
+    network = un.get.model(mdata).network
+    vector = None if batch is None else torch.tensor(batch).expand(len(code), -1)
+    with torch.no_grad():
+        return network.to_units(target, network.decode(target, code, vector)).numpy()
+
+
+def code(mdata: MuData, m: int, name: str) -> torch.Tensor:
+    with torch.no_grad():
+        return un.get.model(mdata).network.encode(m, torch.from_numpy(mdata.mod[name].X))
+
+
+@pytest.mark.parametrize(("source", "target"), [("rna", "adt"), ("adt", "rna")])
+def test_one_source(fitted: MuData, source: str, target: str) -> None:
+    assert un.tl.predict_modality(fitted, source=source, target=target) is None
+    predicted = fitted.mod[f"{target}_from_{source}"]
+    m = ["rna", "adt"].index(source)
+    expected = decoded(fitted, code(fitted, m, source), 1 - m)
+    np.testing.assert_allclose(predicted.X, expected, atol=1e-5)
+    assert predicted.X.dtype == np.float32
+    assert predicted.obs_names.equals(fitted.obs_names)
+    assert predicted.var["feature"].tolist() == fitted.mod[target].var_names.tolist()
+    name = f"{target}_from_{source}"
+    assert predicted.var_names.tolist() == [f"{name}:{f}" for f in fitted.mod[target].var_names]
+    assert fitted.var_names.is_unique
+    mark = predicted.uns["unitednet_prediction"]
+    assert (mark["source"].tolist(), mark["target"], mark["key"]) == ([source], target, "unitednet")
+
+
+def test_several_sources(fitted: MuData) -> None:
+    """Codes of all sources are fused; the target itself may be one of them."""
+    un.tl.predict_modality(fitted, source=["rna", "adt"], target="adt")
+    share = torch.softmax(un.get.model(fitted).network.fusion.logits.detach(), 0)
+    fused = share[0] * code(fitted, 0, "rna") + share[1] * code(fitted, 1, "adt")
+    predicted = fitted.mod["adt_from_rna+adt"]
+    np.testing.assert_allclose(predicted.X, decoded(fitted, fused, 1), atol=1e-5)
+    un.tl.predict_modality(fitted, source="adt", target="adt")
+    np.testing.assert_allclose(
+        fitted.mod["adt_from_adt"].X, decoded(fitted, code(fitted, 1, "adt"), 1), atol=1e-5
+    )
+    assert list(fitted.mod) == ["rna", "adt", "adt_from_rna+adt", "adt_from_adt"]
+
+
+def test_predictions_are_in_the_users_units(trained: MuData) -> None:
+    """Shifting and scaling a modality shifts and scales what is predicted of it."""
+    moved = trained.copy()
+    scale = np.linspace(1, 50, 20, dtype=np.float32)
+    moved.mod["adt"].X = moved.mod["adt"].X * scale + 100
+    settings = un.get.model(trained).info
+    un.tl.fit(
+        moved,
+        labels_key="cell_type",
+        network=settings.network,
+        training={"max_epochs": 40, "batch_size": 32},
+        progress=False,
+    )
+    un.tl.predict_modality(moved, source="rna", target="adt")
+    predicted, measured = moved.mod["adt_from_rna"].X, moved.mod["adt"].X
+    np.testing.assert_allclose(predicted.mean(0), measured.mean(0), atol=0.5 * scale.max())
+    error = np.sqrt(np.square(predicted - measured).mean(0))
+    assert (error < measured.std(0)).mean() > 0.8
+
+
+def test_prediction_beats_the_mean_of_the_group(trained: MuData) -> None:
+    un.tl.predict_modality(trained, source="rna", target="adt")
+    predicted = trained.mod["adt_from_rna"]
+    within = un.metrics.pearson_within_groups(
+        trained.mod["adt"].X, predicted.X, trained.obs["cell_type"].to_numpy()
+    )
+    linked = trained.uns["truth"]["link_of"]["adt"] != ""
+    assert within[linked].min() > 0.15
+    assert np.abs(within[~linked]).mean() < 0.3
+
+
+def test_expected_accuracy_is_that_of_held_out_cells(trained: MuData) -> None:
+    un.tl.predict_modality(trained, source="rna", target="adt")
+    predicted = trained.mod["adt_from_rna"]
+    model = un.get.model(trained)
+    data = model.open(trained)
+    data.labels = trained.obs["cell_type"].cat.codes.to_numpy(np.int64)
+    _, held_out = split_cells(data, model.info.training.validation_fraction, 0)
+    measured = trained.mod["adt"].X[held_out]
+    expected = un.metrics.pearson_per_feature(measured, predicted.X[held_out])
+    within = un.metrics.pearson_within_groups(measured, predicted.X[held_out], data.labels[held_out])
+    np.testing.assert_allclose(predicted.var["expected_r"], expected, atol=1e-4)
+    np.testing.assert_allclose(predicted.var["expected_r_within_groups"], within, atol=1e-4)
+
+
+def test_expected_accuracy_is_unknown_with_few_cells(fitted: MuData) -> None:
+    """Twelve cells were held out: too few to say anything."""
+    un.tl.predict_modality(fitted, source="rna", target="adt")
+    assert fitted.mod["adt_from_rna"].var["expected_r"].isna().all()
+
+
+def test_embeddings_come_along(trained: MuData) -> None:
+    """So that a joint embedding can be coloured by a predicted feature."""
+    import scanpy as sc
+
+    trained.obsm["X_umap"] = trained.obsm["X_unitednet"][:, :2].copy()
+    un.tl.predict_modality(trained, source="rna", target="adt")
+    predicted = trained.mod["adt_from_rna"]
+    np.testing.assert_array_equal(predicted.obsm["X_umap"], trained.obsm["X_umap"])
+    np.testing.assert_array_equal(predicted.obsm["X_unitednet"], trained.obsm["X_unitednet"])
+    assert not {"rna", "adt"} & set(predicted.obsm)
+    shown = sc.pl.embedding(
+        predicted, "X_umap", color="adt_4", gene_symbols="feature", show=False
+    )
+    values = np.asarray(shown.collections[0].get_array())
+    np.testing.assert_allclose(np.sort(values), np.sort(predicted.X[:, 4]), rtol=1e-6)
+
+
+def test_predicting_again_replaces_the_prediction(fitted: MuData, quick: dict[str, Any]) -> None:
+    un.tl.predict_modality(fitted, source="rna", target="adt")
+    first = fitted.mod["adt_from_rna"].X.copy()
+    un.tl.fit(fitted, labels_key="cell_type", random_state=7, **quick)
+    un.tl.predict_modality(fitted, source="rna", target="adt")
+    assert list(fitted.mod) == ["rna", "adt", "adt_from_rna"]
+    assert np.abs(fitted.mod["adt_from_rna"].X - first).max() > 1e-3
+
+
+def test_two_models_predict_side_by_side(fitted: MuData, quick: dict[str, Any]) -> None:
+    un.tl.predict_modality(fitted, source="rna", target="adt")
+    first = fitted.mod["adt_from_rna"].X.copy()
+    un.tl.fit(fitted, labels_key="cell_type", random_state=7, key_added="second", **quick)
+    un.tl.predict_modality(fitted, source="rna", target="adt", key_added="second")
+    assert list(fitted.mod) == ["rna", "adt", "adt_from_rna", "adt_from_rna_second"]
+    np.testing.assert_array_equal(fitted.mod["adt_from_rna"].X, first)
+    assert fitted.mod["adt_from_rna_second"].uns["unitednet_prediction"]["key"] == "second"
+
+
+def test_slicing_after_prediction(fitted: MuData) -> None:
+    un.tl.predict_modality(fitted, source="rna", target="adt")
+    part = fitted[10:30].copy()
+    assert part.mod["adt_from_rna"].n_obs == 20
+    np.testing.assert_array_equal(part.mod["adt_from_rna"].X, fitted.mod["adt_from_rna"].X[10:30])
+
+
+def test_query_without_the_target(fitted: MuData) -> None:
+    """The usual case: cells that were never measured in it."""
+    query = un.datasets.simulate_multimodal(n_obs=50, n_groups=3, random_state=9)
+    measured = query.copy()
+    del query.mod["adt"]
+    query.update()
+    model = un.get.model(fitted)
+    un.tl.predict_modality(query, source="rna", target="adt", model=model)
+    assert query.mod["adt_from_rna"].shape == (50, 20)
+    np.testing.assert_array_equal(
+        query.mod["adt_from_rna"].X, model.predict(measured, "rna", "adt")
+    )
+
+
+# ------------------------------------------------------------------ batches
+
+
+def test_codes_do_not_know_the_batch(batched: MuData) -> None:
+    network = un.get.model(batched).network
+    assert network.n_batches == 3
+    assert network.encoders[0].wide.in_features == 40
+    assert network.decoders[0].deep[0].in_features == 8 + 3
+
+
+def test_transform_batch(batched: MuData) -> None:
+    rna = code(batched, 0, "rna")
+    for i in range(3):
+        vector = [float(i == j) for j in range(3)]
+        un.tl.predict_modality(batched, source="rna", target="adt", transform_batch=f"batch{i}")
+        expected = decoded(batched, rna, 1, vector)
+        np.testing.assert_allclose(batched.mod["adt_from_rna"].X, expected, atol=1e-5)
+
+
+def test_default_is_the_mean_over_batches_that_measured_the_target(batched: MuData) -> None:
+    rna, adt = code(batched, 0, "rna"), code(batched, 1, "adt")
+    un.tl.predict_modality(batched, source="rna", target="adt")
+    two = [decoded(batched, rna, 1, v) for v in ([1.0, 0, 0], [0, 1.0, 0])]
+    np.testing.assert_allclose(batched.mod["adt_from_rna"].X, np.mean(two, 0), atol=1e-5)
+    un.tl.predict_modality(batched, source="adt", target="rna")
+    three = [decoded(batched, adt, 0, v) for v in ([1.0, 0, 0], [0, 1.0, 0], [0, 0, 1.0])]
+    np.testing.assert_allclose(batched.mod["rna_from_adt"].X, np.mean(three, 0), atol=1e-5)
+
+
+def test_predicted_as_a_batch_carries_its_offsets(batched: MuData) -> None:
+    """The difference between two batches' predictions is the planted offset of each feature."""
+    measured, batch = batched.mod["rna"].X, batched.obs["batch"].to_numpy()
+    means = {}
+    for name in ("batch0", "batch1"):
+        un.tl.predict_modality(batched, source="rna", target="rna", transform_batch=name)
+        means[name] = batched.mod["rna_from_rna"].X.mean(0)
+    planted = measured[batch == "batch0"].mean(0) - measured[batch == "batch1"].mean(0)
+    assert np.corrcoef(means["batch0"] - means["batch1"], planted)[0, 1] > 0.8
+
+
+def test_unseen_batches_are_predicted_alike(batched: MuData) -> None:
+    """A cell's own batch, known or not, missing or not, plays no part at inference."""
+    un.tl.predict_modality(batched, source="rna", target="adt")
+    expected = batched.mod["adt_from_rna"].X.copy()
+    batched.obs["batch"] = "never seen"
+    un.tl.predict_modality(batched, source="rna", target="adt")
+    np.testing.assert_array_equal(batched.mod["adt_from_rna"].X, expected)
+    del batched.obs["batch"]
+    un.tl.predict_modality(batched, source="rna", target="adt")
+    np.testing.assert_array_equal(batched.mod["adt_from_rna"].X, expected)
+
+
+def test_cells_of_unknown_batch_can_be_trained_on(paired: MuData, quick: dict[str, Any]) -> None:
+    batch = paired.obs["batch"].astype(object)
+    batch.iloc[:60] = "second"
+    batch.iloc[::4] = np.nan
+    paired.obs["batch"] = batch
+    un.tl.fit(paired, labels_key="cell_type", batch_key="batch", **quick)
+    assert un.get.model(paired).info.batches == ("batch0", "second")
+    assert np.isfinite(un.get.history(paired)["val_total"]).all()
+    un.tl.predict_modality(paired, source="rna", target="adt")
+    assert np.isfinite(paired.mod["adt_from_rna"].X).all()
+
+
+def test_no_training_cell_of_a_known_batch_has_the_target(
+    paired: MuData, quick: dict[str, Any]
+) -> None:
+    """Every antibody measurement comes from a cell of unknown batch: it can be predicted still."""
+    batch = paired.obs["batch"].astype(object)
+    batch.iloc[:60] = "second"
+    batch.iloc[40:] = np.nan
+    mdata = paired
+    mdata.mod["adt"] = paired.mod["adt"][40:].copy()
+    mdata.update()
+    mdata.obs["batch"] = batch.reindex(mdata.obs_names)
+    un.tl.fit(mdata, labels_key="cell_type", batch_key="batch", **quick)
+    un.tl.predict_modality(mdata, source="rna", target="adt")
+    assert np.isfinite(mdata.mod["adt_from_rna"].X).all()
+
+
+# ------------------------------------------------------------------ refusals
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"source": "rnaa", "target": "adt"}, "source: modality 'rnaa' not found; available: ['rna', 'adt']. Did you mean 'rna'?"),
+        ({"source": "rna", "target": "atac"}, "target: modality 'atac' not found; available: ['rna', 'adt']"),
+        ({"source": [], "target": "adt"}, "source: expected one or several different modalities, found []"),
+        ({"source": ["rna", "rna"], "target": "adt"}, "source: expected one or several different modalities, found ['rna', 'rna']"),
+        ({"source": "rna", "target": "adt", "transform_batch": "b"}, "transform_batch 'b' not found; available: []"),
+    ],
+    ids=["source", "target", "none", "twice", "batch"],
+)
+def test_refusals(
+    fitted: MuData, fingerprint: Any, settings: dict[str, Any], message: str
+) -> None:
+    before = fingerprint(fitted)
+    with pytest.raises(ValueError) as caught:
+        un.tl.predict_modality(fitted, **settings)
+    assert message in str(caught.value)
+    assert fingerprint(fitted) == before
+
+
+def test_unknown_batch_lists_the_models(batched: MuData) -> None:
+    with pytest.raises(ValueError, match=r"'batch9' not found; available: \['batch0', 'batch1', 'batch2'\]"):
+        un.tl.predict_modality(batched, source="rna", target="adt", transform_batch="batch9")
+
+
+def test_a_measured_modality_is_never_overwritten(fitted: MuData, fingerprint: Any) -> None:
+    fitted.mod["adt_from_rna"] = fitted.mod["adt"][:, :3].copy()
+    fitted.mod["adt_from_rna"].var_names = ["x", "y", "z"]
+    fitted.update()
+    before = fingerprint(fitted)
+    with pytest.raises(ValueError, match="'adt_from_rna' exists and was not made by this package"):
+        un.tl.predict_modality(fitted, source="rna", target="adt")
+    assert fingerprint(fitted) == before
+
+
+def test_no_cell_has_the_source(fitted: MuData, fingerprint: Any) -> None:
+    query = fitted.copy()
+    del query.mod["rna"]
+    query.update()
+    before = fingerprint(query)
+    with pytest.raises(ValueError, match=r"expected cells with \['rna'\], found none; modalities here: \['adt'\]"):
+        un.tl.predict_modality(query, source="rna", target="adt")
+    assert fingerprint(query) == before

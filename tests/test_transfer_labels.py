@@ -1,0 +1,353 @@
+"""Labels of a reference carried over to a query."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from mudata import MuData
+from scipy import sparse
+
+import unitednet_mu as un
+from unitednet_mu._compat import quiet_update
+
+FIXED = {"adapt": False, "progress": False}
+
+
+@pytest.fixture
+def query() -> MuData:
+    """Cells of the kind that `trained` and `fitted` have, which no model has seen."""
+    whole = un.datasets.simulate_multimodal(n_obs=300, n_groups=3, noise=0.3, random_state=3)
+    with quiet_update():
+        part = whole[:60].copy()
+        part.obs_names = [f"query{i}" for i in range(60)]
+        for adata in part.mod.values():
+            adata.obs_names = part.obs_names
+        part.update()
+    del part.uns["truth"]
+    return part
+
+
+def right(query: MuData) -> float:
+    found = query.obs["unitednet_label"].astype(str)
+    return float((found == query.obs["cell_type"].astype(str)).mean())
+
+
+def test_labels_are_those_of_the_references_model(trained: MuData, query: MuData) -> None:
+    model = un.get.model(trained)
+    assert un.tl.transfer_labels(query, trained, unknown_threshold=0, **FIXED) is None
+    expected = model.encode(query).probabilities
+    np.testing.assert_array_equal(query.obsm["unitednet_label_probabilities"], expected)
+    labels = query.obs["unitednet_label"]
+    assert list(labels.cat.categories) == ["group0", "group1", "group2"]
+    assert labels.tolist() == [f"group{k}" for k in expected.argmax(1)]
+    np.testing.assert_array_equal(query.obs["unitednet_label_confidence"], expected.max(1))
+    assert query.uns["unitednet"]["labels"].tolist() == ["group0", "group1", "group2"]
+    assert un.get.probabilities(query, labels=True).columns.tolist() == [
+        "group0",
+        "group1",
+        "group2",
+    ]
+
+
+def test_labels_are_right_on_cells_never_seen(quick: dict[str, Any]) -> None:
+    """Two batches of the same kind of cells; the labels of the second are not used."""
+    whole = un.datasets.simulate_multimodal(
+        n_obs=300, n_groups=3, n_batches=2, noise=0.3, batch_effect=0.5, random_state=3
+    )
+    seen = (whole.obs["batch"] == "batch0").to_numpy()
+    reference, query = whole[seen].copy(), whole[~seen].copy()
+    quick["training"]["max_epochs"] = 30
+    un.tl.fit(reference, labels_key="cell_type", **quick)
+    truth = query.obs.pop("cell_type")
+    for adapt in (False, True):
+        un.tl.transfer_labels(
+            query,
+            reference,
+            adapt=adapt,
+            unknown_threshold=0,
+            training={"max_epochs": 3},
+            progress=False,
+        )
+        assert (query.obs["unitednet_label"].astype(str) == truth.astype(str)).mean() > 0.95
+
+
+@pytest.mark.parametrize("threshold", [0.0, 0.4, 0.9, 0.999999])
+def test_cells_below_the_threshold_are_unknown(
+    fitted: MuData, query: MuData, threshold: float
+) -> None:
+    un.tl.transfer_labels(query, fitted, unknown_threshold=threshold, **FIXED)
+    probabilities = query.obsm["unitednet_label_probabilities"]
+    confident = probabilities.max(1) >= np.float32(threshold)
+    labels = query.obs["unitednet_label"]
+    assert (labels[~confident] == "unknown").all()
+    best = np.array([f"group{k}" for k in probabilities.argmax(1)])
+    assert (labels.to_numpy()[confident] == best[confident]).all()
+    known = ["group0", "group1", "group2"]
+    assert list(labels.cat.categories) == (known if threshold == 0 else [*known, "unknown"])
+    if threshold in (0.4, 0.9):
+        assert 0 < (labels == "unknown").sum()
+    assert query.uns["unitednet"]["transfer"]["unknown_threshold"] == threshold
+
+
+def test_a_reference_may_have_a_label_unknown(
+    paired: MuData, query: MuData, quick: dict[str, Any]
+) -> None:
+    labels = paired.obs["cell_type"].astype(str).replace("group0", "unknown")
+    paired.obs["labels"] = labels
+    un.tl.fit(paired, labels_key="labels", **quick)
+    un.tl.transfer_labels(query, paired, unknown_threshold=0.2, **FIXED)
+    found = query.obs["unitednet_label"]
+    assert sorted(found.cat.categories) == ["group1", "group2", "unknown"]
+    assert query.obsm["unitednet_label_probabilities"].shape == (60, 3)
+
+
+def test_reference_never_changes(trained: MuData, query: MuData, fingerprint: Any) -> None:
+    before = fingerprint(trained)
+    for adapt in (False, True):
+        un.tl.transfer_labels(
+            query, trained, adapt=adapt, training={"max_epochs": 2}, progress=False
+        )
+        assert fingerprint(trained) == before
+
+
+def test_without_adaptation_the_model_is_the_references(trained: MuData, query: MuData) -> None:
+    un.tl.transfer_labels(query, trained, **FIXED)
+    theirs, ours = (un.get.model(m).network.state_dict() for m in (trained, query))
+    assert all(bool((theirs[name] == ours[name]).all()) for name in theirs)
+    transfer = query.uns["unitednet"]["transfer"]
+    assert not transfer["adapt"]
+    assert not transfer["adapted"]
+    assert "history" not in query.uns["unitednet"]
+    un.tl.integrate(query)  # the query has a model of its own now
+    np.testing.assert_array_equal(
+        query.obsm["unitednet_probabilities"], query.obsm["unitednet_label_probabilities"]
+    )
+
+
+def test_adaptation_trains_on_both(trained: MuData, query: MuData) -> None:
+    """The verdict is that of held-out cells, and the model kept is the one it names."""
+    un.tl.transfer_labels(
+        query, trained, training={"max_epochs": 8, "learning_rate": 1e-3}, progress=False
+    )
+    record = query.uns["unitednet"]
+    assert len(record["history"]) == 8
+    assert {"train_cross_entropy", "train_reconstruction", "train_translation"} <= set(
+        record["history"]
+    )
+    transfer = record["transfer"]
+    assert transfer["adapt"]
+    better = transfer["query_loss_after"] < transfer["query_loss_before"]
+    theirs, ours = (un.get.model(m).network.state_dict() for m in (trained, query))
+    changed = any(bool((theirs[name] != ours[name]).any()) for name in theirs)
+    assert changed == bool(transfer["adapted"])
+    if not better:
+        assert not transfer["adapted"]
+    probabilities = un.get.model(query).encode(query).probabilities
+    np.testing.assert_array_equal(query.obsm["unitednet_label_probabilities"], probabilities)
+
+
+def test_adaptation_that_helps_is_kept(quick: dict[str, Any]) -> None:
+    """A query whose antibodies are shifted: training on it reconstructs it better."""
+    reference = un.datasets.simulate_multimodal(n_obs=150, n_groups=3, noise=0.3, random_state=3)
+    query = reference.copy()
+    with quiet_update():
+        query.obs_names = [f"q{i}" for i in range(150)]
+        for adata in query.mod.values():
+            adata.obs_names = query.obs_names
+        query.update()
+    query.mod["adt"].X = query.mod["adt"].X + np.float32(1.5)
+    quick["training"]["max_epochs"] = 25
+    un.tl.fit(reference, labels_key="cell_type", **quick)
+    un.tl.transfer_labels(
+        query,
+        reference,
+        training={"max_epochs": 25, "learning_rate": 4e-3},
+        progress=False,
+    )
+    transfer = query.uns["unitednet"]["transfer"]
+    assert transfer["adapted"]
+    assert transfer["query_loss_after"] < 0.9 * transfer["query_loss_before"]
+    assert right(query) > 0.9
+
+
+def test_adaptation_that_harms_is_held_back(trained: MuData, query: MuData) -> None:
+    un.tl.transfer_labels(
+        query,
+        trained,
+        training={
+            "max_epochs": 1,
+            "learning_rate": 10.0,
+            "gradient_clip": 1e6,
+            "averaging": 0.0,
+        },
+        progress=False,
+    )
+    transfer = query.uns["unitednet"]["transfer"]
+    assert transfer["adapt"]
+    assert not transfer["adapted"]
+    theirs, ours = (un.get.model(m).network.state_dict() for m in (trained, query))
+    assert all(bool((theirs[name] == ours[name]).all()) for name in theirs)
+
+
+def test_labels_of_the_query_are_never_read(trained: MuData, query: MuData) -> None:
+    """Adaptation gives the same numbers whatever the query's own column says."""
+    found = []
+    for labels in (None, "group0", "something else"):
+        mine = query.copy()
+        if labels is None:
+            del mine.obs["cell_type"]
+        else:
+            mine.obs["cell_type"] = pd.Categorical([labels] * 60)
+        un.tl.transfer_labels(mine, trained, training={"max_epochs": 2}, progress=False)
+        found.append(mine.obsm["unitednet_label_probabilities"])
+    np.testing.assert_array_equal(found[0], found[1])
+    np.testing.assert_array_equal(found[0], found[2])
+
+
+@pytest.mark.parametrize("adapt", [False, True])
+@pytest.mark.parametrize("lacking", ["rna", "adt"])
+def test_query_lacks_a_modality(
+    trained: MuData, query: MuData, lacking: str, adapt: bool
+) -> None:
+    del query.mod[lacking]
+    query.update()
+    un.tl.transfer_labels(
+        query, trained, adapt=adapt, training={"max_epochs": 2}, progress=False
+    )
+    assert query.obsm["unitednet_label_probabilities"].shape == (60, 3)
+    np.testing.assert_allclose(query.obsm["unitednet_label_probabilities"].sum(1), 1, rtol=1e-5)
+    left = "adt" if lacking == "rna" else "rna"
+    model = un.get.model(query)
+    if not adapt:
+        code = model.encode(query).codes[:, ["rna", "adt"].index(left)]
+        np.testing.assert_allclose(model.encode(query).fused, code, atol=1e-6)
+
+
+@pytest.mark.parametrize("adapt", [False, True])
+def test_reordered_features_change_nothing(trained: MuData, query: MuData, adapt: bool) -> None:
+    settings = {"adapt": adapt, "training": {"max_epochs": 2}, "progress": False}
+    un.tl.transfer_labels(query, trained, **settings)
+    rng = np.random.default_rng(0)
+    with quiet_update():
+        shuffled = MuData(
+            {name: adata[:, rng.permutation(adata.n_vars)].copy() for name, adata in query.mod.items()}
+        )
+    for name, adata in shuffled.mod.items():
+        adata.X = sparse.csr_matrix(adata.X) if name == "rna" else adata.X
+    un.tl.transfer_labels(shuffled, trained, **settings)
+    np.testing.assert_allclose(
+        shuffled.obsm["unitednet_label_probabilities"],
+        query.obsm["unitednet_label_probabilities"],
+        atol=1e-4,
+    )
+
+
+@pytest.mark.parametrize("adapt", [False, True])
+def test_query_may_share_names_of_cells_with_the_reference(
+    trained: MuData, query: MuData, adapt: bool
+) -> None:
+    settings = {"adapt": adapt, "training": {"max_epochs": 2}, "progress": False}
+    un.tl.transfer_labels(query, trained, **settings)
+    same = query.copy()
+    with quiet_update():
+        names = [f"cell{i:03}" for i in range(60)]  # in the order of `query`, as text
+        same.obs_names = names
+        for adata in same.mod.values():
+            adata.obs_names = names
+        same.update()
+    for key in list(same.obsm):
+        if key.startswith("unitednet"):
+            del same.obsm[key]
+    un.tl.transfer_labels(same, trained, **settings)
+    assert same.obsm["unitednet_label_probabilities"].shape == (60, 3)
+    if not adapt:  # the split of adaptation goes by names
+        np.testing.assert_array_equal(
+            same.obsm["unitednet_label_probabilities"],
+            query.obsm["unitednet_label_probabilities"],
+        )
+
+
+def test_model_of_batches(query: MuData, quick: dict[str, Any]) -> None:
+    """The query's batch is unknown to the model; adaptation and labels work all the same."""
+    reference = un.datasets.simulate_multimodal(
+        n_obs=90, n_groups=3, n_batches=2, noise=0.3, random_state=3
+    )
+    un.tl.fit(reference, labels_key="cell_type", batch_key="batch", **quick)
+    un.tl.transfer_labels(query, reference, training={"max_epochs": 2}, progress=False)
+    assert np.isfinite(query.obsm["unitednet_label_probabilities"]).all()
+    assert un.get.model(query).info.batches == ("batch0", "batch1")
+
+
+def test_another_model(fitted: MuData, query: MuData, quick: dict[str, Any]) -> None:
+    other = fitted.copy()
+    un.tl.fit(other, labels_key="cell_type", random_state=9, **quick)
+    model = un.get.model(other)
+    un.tl.transfer_labels(query, fitted, model=model, **FIXED)
+    np.testing.assert_array_equal(
+        query.obsm["unitednet_label_probabilities"], model.encode(query).probabilities
+    )
+
+
+def test_settings_of_the_adaptation(trained: MuData, query: MuData) -> None:
+    un.tl.transfer_labels(
+        query, trained, training={"max_epochs": 3, "validation_fraction": 0.0}, progress=False
+    )
+    transfer = query.uns["unitednet"]["transfer"]
+    assert len(query.uns["unitednet"]["history"]) == 3
+    assert not transfer["adapted"]  # nothing was held out that could tell
+    assert np.isnan(transfer["query_loss_before"])
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "message"),
+    [
+        ({"unknown_threshold": 1.0}, ValueError, r"unknown_threshold: expected a number in \[0, 1\), found 1.0"),
+        ({"unknown_threshold": -0.1}, ValueError, "unknown_threshold"),
+        ({"training": {"epochs": 3}}, ValueError, "unknown setting 'epochs'; settings are .*'max_epochs'"),
+        ({"model": "model"}, TypeError, "expected a unitednet_mu model .*, found str"),
+        ({"key_added": "nothing"}, ValueError, "nothing stored under 'nothing'.*'unitednet'"),
+    ],
+    ids=["one", "negative", "training", "model", "stem"],
+)
+def test_refusals(
+    fitted: MuData,
+    query: MuData,
+    fingerprint: Any,
+    settings: dict[str, Any],
+    error: type[Exception],
+    message: str,
+) -> None:
+    before = fingerprint(query), fingerprint(fitted)
+    with pytest.raises(error, match=message):
+        un.tl.transfer_labels(query, fitted, progress=False, **settings)
+    assert (fingerprint(query), fingerprint(fitted)) == before
+
+
+def test_a_reference_without_labels(
+    paired: MuData, query: MuData, quick: dict[str, Any], fingerprint: Any
+) -> None:
+    un.tl.fit(paired, n_groups=3, **quick)
+    before = fingerprint(query)
+    with pytest.raises(ValueError, match="trained without labels, there is nothing to transfer"):
+        un.tl.transfer_labels(query, paired, progress=False)
+    assert fingerprint(query) == before
+
+
+@pytest.mark.parametrize("which", ["query", "reference"])
+def test_not_a_mudata(fitted: MuData, query: MuData, which: str) -> None:
+    both = {"query": query, "reference": fitted} | {which: query.mod["rna"]}
+    with pytest.raises(TypeError, match=f"{which}: expected a MuData, found an AnnData"):
+        un.tl.transfer_labels(both["query"], both["reference"], progress=False)
+
+
+def test_query_has_none_of_the_modalities(fitted: MuData, query: MuData, fingerprint: Any) -> None:
+    other = query.mod["rna"].copy()
+    with quiet_update():
+        strange = MuData({"atac": other})
+    before = fingerprint(strange)
+    with pytest.raises(ValueError, match=r"\['rna', 'adt'\].*found none.*atac"):
+        un.tl.transfer_labels(strange, fitted, progress=False)
+    assert fingerprint(strange) == before
