@@ -42,6 +42,7 @@ class Scores:
 def prepared(raw: MuData, donors: tuple[str, ...]) -> MuData:
     """Copy of some donors, prepared with no knowledge of the others."""
     part = raw[raw.obs["donor"].isin(donors).to_numpy()].copy()
+    part.obs["donor"] = part.obs["donor"].cat.remove_unused_categories()
     pp.prepare(part)
     return part
 
