@@ -66,7 +66,7 @@ def _fitted() -> MuData:
 
 @pytest.fixture
 def fitted(_fitted: MuData) -> MuData:
-    """The cells of `paired` with a supervised model, trained for a moment; every test gets its own."""
+    """The cells of `paired` with a supervised model, briefly trained; a test's own."""
     return _fitted.copy()
 
 
@@ -79,7 +79,7 @@ def _fitted_mosaic() -> MuData:
 
 @pytest.fixture
 def fitted_mosaic(_fitted_mosaic: MuData) -> MuData:
-    """The cells of `mosaic` with a supervised model, trained for a moment; every test gets its own."""
+    """The cells of `mosaic` with a supervised model, briefly trained; a test's own."""
     return _fitted_mosaic.copy()
 
 

@@ -84,7 +84,9 @@ def test_features_by_variable(trained: MuData) -> None:
     for name, adata in trained.mod.items():
         assert stored[name]["features"].tolist() == adata.var_names.tolist()
         np.testing.assert_array_equal(adata.varm["unitednet_relevance"], stored[name]["signed"])
-        np.testing.assert_array_equal(adata.varm["unitednet_relevance_abs"], stored[name]["absolute"])
+        np.testing.assert_array_equal(
+            adata.varm["unitednet_relevance_abs"], stored[name]["absolute"]
+        )
     reversed_ = trained.mod["rna"][:, ::-1].copy()
     extra = trained.mod["rna"][:, :2].copy()
     extra.var_names = ["new0", "new1"]
@@ -149,7 +151,10 @@ def test_the_sample_follows_seed_and_names(trained: MuData) -> None:
 def test_at_most_n_cells_of_each_group(trained: MuData) -> None:
     un.tl.explain(trained, n_cells=1000, n_background=1, progress=False)
     params = trained.uns["unitednet"]["relevance"]["params"]
-    assert params["n_cells"].tolist() == trained.obs["unitednet_group"].value_counts().loc[GROUPS].tolist()
+    assert (
+        params["n_cells"].tolist()
+        == trained.obs["unitednet_group"].value_counts().loc[GROUPS].tolist()
+    )
     assert len(params["cells"]) == trained.n_obs
     assert len(params["background"]) == 1
 
@@ -184,7 +189,9 @@ def test_cells_that_lack_a_modality(fitted_mosaic: MuData) -> None:
         known = ~np.isnan(block["signed"])
         assert (known.all(0) | ~known.any(0)).all()  # a group's column, whole or not at all
     only_adt = ~mdata.obs_names.isin(mdata.mod["rna"].obs_names)
-    un.tl.explain(mdata, cells=mdata.obs_names[only_adt][:5].tolist(), n_background=10, progress=False)
+    un.tl.explain(
+        mdata, cells=mdata.obs_names[only_adt][:5].tolist(), n_background=10, progress=False
+    )
     blocks = mdata.uns["unitednet"]["relevance"]["modalities"]
     assert np.isnan(blocks["rna"]["signed"]).all()
     present = ~np.isnan(blocks["adt"]["signed"]).all(0)
@@ -201,7 +208,9 @@ def test_query_without_a_modality(fitted: MuData) -> None:
     blocks = query.uns["unitednet"]["relevance"]["modalities"]
     assert np.isnan(blocks["adt"]["signed"]).all()
     assert np.isfinite(blocks["rna"]["signed"]).any()
-    un.tl.explain(query, source="rna", target="adt", model=model, n_cells=5, n_background=5, progress=False)
+    un.tl.explain(
+        query, source="rna", target="adt", model=model, n_cells=5, n_background=5, progress=False
+    )
     assert "adt_from_rna" in query.uns["unitednet"]["cross_relevance"]
 
 
@@ -332,24 +341,45 @@ def test_binary_target_in_logits(quick: dict[str, Any]) -> None:
     [
         ({"source": "rna"}, "expected both source and target, or neither, found 'rna' and None"),
         ({"target": "rna"}, "expected both source and target, or neither, found None and 'rna'"),
-        ({"source": "rna", "target": "x"}, "target: modality 'x' not found; available: ['rna', 'adt']"),
-        ({"source": "x", "target": "rna"}, "source: modality 'x' not found; available: ['rna', 'adt']"),
-        ({"output": "logit"}, "output 'logit' not found; available: ['logits', 'probabilities']. Did you mean 'logits'?"),
-        ({"groupby": "cell_typ"}, "groupby: column 'cell_typ' not found; available: ['cell_type', 'batch']. Did you mean 'cell_type'?"),
-        ({"groupby": "batch"}, "group 'batch0' not found; available: ['group0', 'group1', 'group2']"),
+        (
+            {"source": "rna", "target": "x"},
+            "target: modality 'x' not found; available: ['rna', 'adt']",
+        ),
+        (
+            {"source": "x", "target": "rna"},
+            "source: modality 'x' not found; available: ['rna', 'adt']",
+        ),
+        (
+            {"output": "logit"},
+            "output 'logit' not found; available: ['logits', 'probabilities']. Did you mean "
+            "'logits'?",
+        ),
+        (
+            {"groupby": "cell_typ"},
+            "groupby: column 'cell_typ' not found; available: ['cell_type', 'batch']. Did you "
+            "mean 'cell_type'?",
+        ),
+        (
+            {"groupby": "batch"},
+            "group 'batch0' not found; available: ['group0', 'group1', 'group2']",
+        ),
         ({"cells": ["cell0", "nobody"]}, "cells: cell 'nobody' not found"),
         ({"background": ["nobody"]}, "background: cell 'nobody' not found"),
         ({"n_cells": 0}, "n_cells and n_background >= 1, found 0 and 50"),
         ({"n_background": 0}, "n_cells and n_background >= 1, found 50 and 0"),
-        ({"source": "rna", "target": "adt", "top_k": 0}, "top_k: expected 'auto', None or an integer >= 1, found 0"),
-        ({"source": "rna", "target": "adt", "transform_batch": "b"}, "transform_batch 'b' not found"),
+        (
+            {"source": "rna", "target": "adt", "top_k": 0},
+            "top_k: expected 'auto', None or an integer >= 1, found 0",
+        ),
+        (
+            {"source": "rna", "target": "adt", "transform_batch": "b"},
+            "transform_batch 'b' not found",
+        ),
         ({"key_added": "nothing"}, "nothing stored under 'nothing'"),
     ],
     ids=lambda value: "" if isinstance(value, str) else "+".join(value),
 )
-def test_refusals(
-    fitted: MuData, fingerprint: Any, settings: dict[str, Any], message: str
-) -> None:
+def test_refusals(fitted: MuData, fingerprint: Any, settings: dict[str, Any], message: str) -> None:
     before = fingerprint(fitted)
     with pytest.raises(ValueError) as caught:
         un.tl.explain(fitted, progress=False, **settings)

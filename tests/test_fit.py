@@ -39,8 +39,10 @@ def weights(mdata: MuData) -> dict[str, torch.Tensor]:
     return un.get.model(mdata).network.state_dict()
 
 
-def distance(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor], without: str = "") -> float:
-    """Largest difference of two states, counters and tensors whose name starts with `without` aside."""
+def distance(
+    left: dict[str, torch.Tensor], right: dict[str, torch.Tensor], without: str = ""
+) -> float:
+    """Largest difference of two states, counters and names that start with `without` aside."""
     kept = [
         name
         for name, value in left.items()
@@ -79,14 +81,16 @@ def test_supervised(paired: MuData, quick: dict[str, Any]) -> None:
 
 
 def test_supervised_groups_are_learned(trained: MuData) -> None:
-    assert (trained.obs["unitednet_group"].astype(str) == trained.obs["cell_type"].astype(str)).all()
+    assert (
+        trained.obs["unitednet_group"].astype(str) == trained.obs["cell_type"].astype(str)
+    ).all()
     history = un.get.history(trained)
     for term in ("reconstruction", "translation", "contrastive", "cross_entropy"):
         assert history[f"train_{term}"].iloc[-1] < history[f"train_{term}"].iloc[0]
 
 
 def test_labels_of_a_modality(paired: MuData, quick: dict[str, Any]) -> None:
-    """A column of a modality's own `.obs` serves as well, by its name or with the modality before it."""
+    """A column of a modality's own `.obs` serves as well, with or without the modality's name."""
     un.tl.fit(paired, labels_key="cell_type", **quick)
     expected = weights(paired)
     column = paired.obs["cell_type"].copy()
@@ -117,7 +121,9 @@ def test_few_labels_teach_all_cells(quick: dict[str, Any]) -> None:
     shown = mdata.obs["cell_type"].copy()
     shown[shown.index[30:]] = np.nan
     mdata.obs["few"] = shown
-    un.tl.fit(mdata, labels_key="few", **{**quick, "training": {"max_epochs": 30, "batch_size": 32}})
+    un.tl.fit(
+        mdata, labels_key="few", **{**quick, "training": {"max_epochs": 30, "batch_size": 32}}
+    )
     un.tl.integrate(mdata)
     unseen = shown.isna().to_numpy()
     right = mdata.obs["unitednet_group"].astype(str) == mdata.obs["cell_type"].astype(str)
@@ -278,7 +284,10 @@ def test_warm_start_on_other_cells(fitted: MuData, quick: dict[str, Any]) -> Non
     more.update()
     un.tl.fit(more, model=un.get.model(fitted), **quick)
     before, after = weights(fitted), weights(more)
-    assert float((before["encoders.0.wide.weight"] - after["encoders.0.wide.weight"]).abs().max()) > 1e-4
+    assert (
+        float((before["encoders.0.wide.weight"] - after["encoders.0.wide.weight"]).abs().max())
+        > 1e-4
+    )
     un.tl.predict_modality(more, source="rna", target="adt")
     assert more.mod["adt_from_rna"].shape == (60, 20)
 
@@ -291,7 +300,10 @@ def test_warm_start_on_other_cells(fitted: MuData, quick: dict[str, Any]) -> Non
         ({"network": {"n_latent": 4}}, "network: the model to continue from fixes it"),
         ({"n_groups": 3}, "pass reset_head=True"),
         ({"batch_key": "batch"}, "trained without batches"),
-        ({"labels_key": "other"}, "label 'alien' not found; available: ['group0', 'group1', 'group2']"),
+        (
+            {"labels_key": "other"},
+            "label 'alien' not found; available: ['group0', 'group1', 'group2']",
+        ),
     ],
     ids=lambda value: "" if isinstance(value, str) else "+".join(value),
 )
@@ -333,7 +345,12 @@ def test_all_terms_off_but_one(paired: MuData, quick: dict[str, Any]) -> None:
 
 
 def test_weights_scale_the_total(paired: MuData, quick: dict[str, Any]) -> None:
-    loss_weights = {"reconstruction": 2.0, "translation": 0.5, "contrastive": 3.0, "cross_entropy": 0.1}
+    loss_weights = {
+        "reconstruction": 2.0,
+        "translation": 0.5,
+        "contrastive": 3.0,
+        "cross_entropy": 0.1,
+    }
     quick["training"]["loss_weights"] = loss_weights
     un.tl.fit(paired, labels_key="cell_type", **quick)
     history = un.get.history(paired)
@@ -359,7 +376,9 @@ def test_weights_scale_the_total(paired: MuData, quick: dict[str, Any]) -> None:
     ],
     ids=str,
 )
-def test_every_part_can_be_switched(paired: MuData, quick: dict[str, Any], part: dict[str, Any]) -> None:
+def test_every_part_can_be_switched(
+    paired: MuData, quick: dict[str, Any], part: dict[str, Any]
+) -> None:
     un.tl.fit(paired, labels_key="cell_type", key_added="plain", **quick)
     for name, overrides in part.items():
         quick[name].update(overrides)
@@ -391,7 +410,9 @@ def opponents(fitted: MuData) -> tuple[Tasks, _Optimisers, Batch]:
     torch.manual_seed(0)
     model = un.get.model(fitted)
     info = model.info.network.to_dict() | {"discriminators": True}
-    network = UnitedNetwork(model.network.shapes, 3, 0, type(model.info.network).build(info)).train()
+    network = UnitedNetwork(
+        model.network.shapes, 3, 0, type(model.info.network).build(info)
+    ).train()
     config = TrainingConfig(loss_weights={"generator": 1.0}, weight_decay=0.0)
     data = model.open(fitted)
     batch = data.batch(np.arange(32), torch.device("cpu"))
@@ -473,8 +494,12 @@ def gradient_norms(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     plain = torch.optim.AdamW.step
 
     def step(self: torch.optim.AdamW, *args: Any, **kwargs: Any) -> Any:
-        grads = [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None]
-        norms.append(float(torch.linalg.vector_norm(torch.cat([g.ravel() for g in grads]).double())))
+        grads = [
+            p.grad for group in self.param_groups for p in group["params"] if p.grad is not None
+        ]
+        norms.append(
+            float(torch.linalg.vector_norm(torch.cat([g.ravel() for g in grads]).double()))
+        )
         return plain(self, *args, **kwargs)
 
     monkeypatch.setattr(torch.optim.AdamW, "step", step)
@@ -505,7 +530,9 @@ def held_out_loss(mdata: MuData, term: str) -> float:
     labels, names = pd.factorize(mdata.obs["cell_type"], sort=True)
     assert names.tolist() == list(model.info.groups)
     data.labels = labels.astype(np.int64)
-    _, held_out = split_cells(data, model.info.training.validation_fraction, model.info.random_state)
+    _, held_out = split_cells(
+        data, model.info.training.validation_fraction, model.info.random_state
+    )
     tasks = Tasks(model.network, model.info.training, None)
     batch = data.batch(held_out, torch.device("cpu"))
     with torch.no_grad():
@@ -532,7 +559,9 @@ def test_early_stopping_restores_the_best_state(paired: MuData, quick: dict[str,
     assert found == pytest.approx(history["val_reconstruction"].iloc[best], rel=1e-4)
 
 
-def test_without_held_out_cells_the_last_state_is_kept(paired: MuData, quick: dict[str, Any]) -> None:
+def test_without_held_out_cells_the_last_state_is_kept(
+    paired: MuData, quick: dict[str, Any]
+) -> None:
     quick["training"] = {"max_epochs": 4, "patience": 1, "validation_fraction": 0.0}
     un.tl.fit(paired, labels_key="cell_type", **quick)
     history = un.get.history(paired)
@@ -599,7 +628,9 @@ def test_batch_size_beyond_the_cells_is_refused_before_training(
 ) -> None:
     monkeypatch.setattr(Trainer, "fit", lambda self: pytest.fail("trained"))
     quick["training"]["batch_size"] = 109
-    with pytest.raises(ValueError, match=r"batch_size: expected at most the 108 training cells, found 109"):
+    with pytest.raises(
+        ValueError, match=r"batch_size: expected at most the 108 training cells, found 109"
+    ):
         un.tl.fit(paired, labels_key="cell_type", **quick)
 
 
@@ -629,16 +660,16 @@ def whole_numbers() -> MuData:
 def whole_numbers_codes(whole_numbers: MuData) -> np.ndarray:
     settings = {"network": {"n_hidden": (16,), "n_latent": 4, "n_projector": 8}}
     mdata = whole_numbers.copy()
-    un.tl.fit(
-        mdata, labels_key="cell_type", training={"max_epochs": 2}, progress=False, **settings
-    )
+    un.tl.fit(mdata, labels_key="cell_type", training={"max_epochs": 2}, progress=False, **settings)
     return codes(mdata)
 
 
 @pytest.mark.parametrize(
     ("form", "dtype"),
     [(form, "float64") for form in FORMS]
-    + [(form, dtype) for form in ("csr_matrix", "dense") for dtype in ("float32", "int64", "uint8")],
+    + [
+        (form, dtype) for form in ("csr_matrix", "dense") for dtype in ("float32", "int64", "uint8")
+    ],
 )
 def test_form_and_dtype_change_nothing(
     whole_numbers: MuData, whole_numbers_codes: np.ndarray, form: str, dtype: str
@@ -647,9 +678,7 @@ def test_form_and_dtype_change_nothing(
     for adata in mdata.mod.values():
         adata.X = FORMS[form](adata.X.toarray().astype(dtype))
     settings = {"network": {"n_hidden": (16,), "n_latent": 4, "n_projector": 8}}
-    un.tl.fit(
-        mdata, labels_key="cell_type", training={"max_epochs": 2}, progress=False, **settings
-    )
+    un.tl.fit(mdata, labels_key="cell_type", training={"max_epochs": 2}, progress=False, **settings)
     np.testing.assert_allclose(codes(mdata), whole_numbers_codes, rtol=1e-4, atol=1e-5)
     for adata in mdata.mod.values():  # as it was
         assert adata.X.dtype == dtype
@@ -717,9 +746,7 @@ def test_one_modality(paired: MuData, quick: dict[str, Any]) -> None:
     assert not {"train_translation", "train_contrastive"} & set(history)
     assert un.get.modality_weights(paired)["weight"].to_dict() == {"adt": 1.0}
     un.tl.integrate(paired)
-    np.testing.assert_array_equal(
-        paired.obsm["X_unitednet"], paired.mod["adt"].obsm["X_unitednet"]
-    )
+    np.testing.assert_array_equal(paired.obsm["X_unitednet"], paired.mod["adt"].obsm["X_unitednet"])
     assert "X_unitednet" not in paired.mod["rna"].obsm
     un.tl.explain(paired, n_cells=3, n_background=3, progress=False)
 

@@ -87,7 +87,9 @@ def test_cells_without_any_modality_of_the_model(fitted: MuData) -> None:
     other.obs_names = [f"other{i}" for i in range(10)]
     other.var_names = [f"other_{name}" for name in other.var_names]
     with quiet_update():
-        mdata = MuData({"rna": fitted.mod["rna"].copy(), "adt": fitted.mod["adt"].copy(), "new": other})
+        mdata = MuData(
+            {"rna": fitted.mod["rna"].copy(), "adt": fitted.mod["adt"].copy(), "new": other}
+        )
     un.tl.integrate(mdata, model=model)
     strange = mdata.obs_names.str.startswith("other")
     assert strange.sum() == 10
@@ -138,14 +140,16 @@ def test_after_concatenation(fitted: MuData) -> None:
     with pytest.raises(ValueError, match="nothing stored under 'unitednet'"):
         un.tl.integrate(joined)
     un.tl.integrate(joined, model=model)
-    np.testing.assert_allclose(
-        joined.obsm["X_unitednet"], fitted.obsm["X_unitednet"], atol=1e-5
-    )
+    np.testing.assert_allclose(joined.obsm["X_unitednet"], fitted.obsm["X_unitednet"], atol=1e-5)
 
 
-@pytest.mark.parametrize("model", ["path/to/model", {"weights": 1}, torch.nn.Linear(1, 1)], ids=repr)
+@pytest.mark.parametrize(
+    "model", ["path/to/model", {"weights": 1}, torch.nn.Linear(1, 1)], ids=repr
+)
 def test_only_a_model_is_a_model(fitted: MuData, model: Any) -> None:
-    with pytest.raises(TypeError, match=f"expected a unitednet_mu model .*, found {type(model).__name__}"):
+    with pytest.raises(
+        TypeError, match=f"expected a unitednet_mu model .*, found {type(model).__name__}"
+    ):
         un.tl.integrate(fitted, model=model)
 
 

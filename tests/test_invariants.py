@@ -164,7 +164,9 @@ def test_with_labels_they_matter(cells: MuData, quick: dict[str, Any]) -> None:
     other.obs["cell_type"] = cells.obs["cell_type"].sample(frac=1, random_state=0).to_numpy()
     for mdata in (cells, other):
         un.tl.fit(mdata, labels_key="cell_type", **quick)
-    assert not torch.equal(state(cells)["heads.0.logits.weight"], state(other)["heads.0.logits.weight"])
+    assert not torch.equal(
+        state(cells)["heads.0.logits.weight"], state(other)["heads.0.logits.weight"]
+    )
 
 
 # ------------------------------------------------------------------ inference, cell by cell
@@ -335,9 +337,7 @@ STEPS: dict[str, Callable[[MuData, MuData, bool], Any]] = {
     "transfer_labels": lambda m, r, c: un.tl.transfer_labels(
         m, r, adapt=False, progress=False, copy=c
     ),
-    "explain": lambda m, r, c: un.tl.explain(
-        m, n_cells=3, n_background=3, progress=False, copy=c
-    ),
+    "explain": lambda m, r, c: un.tl.explain(m, n_cells=3, n_background=3, progress=False, copy=c),
     "explain_pair": lambda m, r, c: un.tl.explain(
         m, source="rna", target="adt", n_cells=3, n_background=3, progress=False, copy=c
     ),
@@ -402,7 +402,10 @@ def test_modalities_may_be_views(fitted: MuData, fingerprint: Any) -> None:
     for name, adata in parents.items():
         assert adata.obsm.keys() == before[name]
         assert "unitednet_relevance" not in adata.varm
-        assert mdata.mod[name].varm["unitednet_relevance"].shape == (len(range(0, adata.n_vars, 2)), 3)
+        assert mdata.mod[name].varm["unitednet_relevance"].shape == (
+            len(range(0, adata.n_vars, 2)),
+            3,
+        )
 
 
 # ------------------------------------------------------------------ all or nothing

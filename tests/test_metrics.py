@@ -9,7 +9,7 @@ from scipy import sparse, stats
 from sklearn import metrics as sk
 
 import unitednet_mu as un
-from unitednet_mu import metrics
+from unitednet_mu import _correlation, metrics
 
 
 @pytest.fixture
@@ -68,7 +68,7 @@ def test_form_and_blocks_change_nothing(matrices, form, monkeypatch: pytest.Monk
         metrics.pearson_within_groups(true, predicted, groups),
         metrics.r2_per_feature(true, predicted),
     ]
-    monkeypatch.setattr(metrics, "_BLOCK_VALUES", 5 * 60)  # five features at a time
+    monkeypatch.setattr(_correlation, "_BLOCK_VALUES", 5 * 60)  # five features at a time
     seen = []
     dense = metrics._dense
     monkeypatch.setattr(metrics, "_dense", lambda block: seen.append(block.shape) or dense(block))

@@ -81,7 +81,9 @@ def test_weights_are_renormalised_over_what_was_observed(
     with torch.no_grad():
         model.network.fusion.logits.copy_(network.fusion.logits)
     encoded = model.encode(mosaic)
-    share = np.exp(network.fusion.logits.detach().numpy().astype(float))  # modalities x (1 or latent)
+    share = np.exp(
+        network.fusion.logits.detach().numpy().astype(float)
+    )  # modalities x (1 or latent)
     codes = {}
     for m, (name, adata) in enumerate(mosaic.mod.items()):
         with torch.no_grad():

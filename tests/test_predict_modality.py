@@ -35,11 +35,13 @@ def _batched() -> MuData:
 
 @pytest.fixture
 def batched(_batched: MuData) -> MuData:
-    """Cells of three batches, the last without antibodies, with a model conditioned on the batch."""
+    """Cells of three batches, the last without antibodies, and a model conditioned on them."""
     return _batched.copy()
 
 
-def decoded(mdata: MuData, code: torch.Tensor, target: int, batch: list[float] | None = None) -> Any:
+def decoded(
+    mdata: MuData, code: torch.Tensor, target: int, batch: list[float] | None = None
+) -> Any:
     network = un.get.model(mdata).network
     vector = None if batch is None else torch.tensor(batch).expand(len(code), -1)
     with torch.no_grad():
@@ -122,7 +124,9 @@ def test_expected_accuracy_is_that_of_held_out_cells(trained: MuData) -> None:
     _, held_out = split_cells(data, model.info.training.validation_fraction, 0)
     measured = trained.mod["adt"].X[held_out]
     expected = un.metrics.pearson_per_feature(measured, predicted.X[held_out])
-    within = un.metrics.pearson_within_groups(measured, predicted.X[held_out], data.labels[held_out])
+    within = un.metrics.pearson_within_groups(
+        measured, predicted.X[held_out], data.labels[held_out]
+    )
     np.testing.assert_allclose(predicted.var["expected_r"], expected, atol=1e-4)
     np.testing.assert_allclose(predicted.var["expected_r_within_groups"], within, atol=1e-4)
 
@@ -143,9 +147,7 @@ def test_embeddings_come_along(trained: MuData) -> None:
     np.testing.assert_array_equal(predicted.obsm["X_umap"], trained.obsm["X_umap"])
     np.testing.assert_array_equal(predicted.obsm["X_unitednet"], trained.obsm["X_unitednet"])
     assert not {"rna", "adt"} & set(predicted.obsm)
-    shown = sc.pl.embedding(
-        predicted, "X_umap", color="adt_4", gene_symbols="feature", show=False
-    )
+    shown = sc.pl.embedding(predicted, "X_umap", color="adt_4", gene_symbols="feature", show=False)
     values = np.asarray(shown.collections[0].get_array())
     np.testing.assert_allclose(np.sort(values), np.sort(predicted.X[:, 4]), rtol=1e-6)
 
@@ -276,17 +278,30 @@ def test_no_training_cell_of_a_known_batch_has_the_target(
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"source": "rnaa", "target": "adt"}, "source: modality 'rnaa' not found; available: ['rna', 'adt']. Did you mean 'rna'?"),
-        ({"source": "rna", "target": "atac"}, "target: modality 'atac' not found; available: ['rna', 'adt']"),
-        ({"source": [], "target": "adt"}, "source: expected one or several different modalities, found []"),
-        ({"source": ["rna", "rna"], "target": "adt"}, "source: expected one or several different modalities, found ['rna', 'rna']"),
-        ({"source": "rna", "target": "adt", "transform_batch": "b"}, "transform_batch 'b' not found; available: []"),
+        (
+            {"source": "rnaa", "target": "adt"},
+            "source: modality 'rnaa' not found; available: ['rna', 'adt']. Did you mean 'rna'?",
+        ),
+        (
+            {"source": "rna", "target": "atac"},
+            "target: modality 'atac' not found; available: ['rna', 'adt']",
+        ),
+        (
+            {"source": [], "target": "adt"},
+            "source: expected one or several different modalities, found []",
+        ),
+        (
+            {"source": ["rna", "rna"], "target": "adt"},
+            "source: expected one or several different modalities, found ['rna', 'rna']",
+        ),
+        (
+            {"source": "rna", "target": "adt", "transform_batch": "b"},
+            "transform_batch 'b' not found; available: []",
+        ),
     ],
     ids=["source", "target", "none", "twice", "batch"],
 )
-def test_refusals(
-    fitted: MuData, fingerprint: Any, settings: dict[str, Any], message: str
-) -> None:
+def test_refusals(fitted: MuData, fingerprint: Any, settings: dict[str, Any], message: str) -> None:
     before = fingerprint(fitted)
     with pytest.raises(ValueError) as caught:
         un.tl.predict_modality(fitted, **settings)
@@ -295,7 +310,9 @@ def test_refusals(
 
 
 def test_unknown_batch_lists_the_models(batched: MuData) -> None:
-    with pytest.raises(ValueError, match=r"'batch9' not found; available: \['batch0', 'batch1', 'batch2'\]"):
+    with pytest.raises(
+        ValueError, match=r"'batch9' not found; available: \['batch0', 'batch1', 'batch2'\]"
+    ):
         un.tl.predict_modality(batched, source="rna", target="adt", transform_batch="batch9")
 
 
@@ -314,6 +331,8 @@ def test_no_cell_has_the_source(fitted: MuData, fingerprint: Any) -> None:
     del query.mod["rna"]
     query.update()
     before = fingerprint(query)
-    with pytest.raises(ValueError, match=r"expected cells with \['rna'\], found none; modalities here: \['adt'\]"):
+    with pytest.raises(
+        ValueError, match=r"expected cells with \['rna'\], found none; modalities here: \['adt'\]"
+    ):
         un.tl.predict_modality(query, source="rna", target="adt")
     assert fingerprint(query) == before

@@ -209,14 +209,10 @@ def test_labels_of_the_query_are_never_read(trained: MuData, query: MuData) -> N
 
 @pytest.mark.parametrize("adapt", [False, True])
 @pytest.mark.parametrize("lacking", ["rna", "adt"])
-def test_query_lacks_a_modality(
-    trained: MuData, query: MuData, lacking: str, adapt: bool
-) -> None:
+def test_query_lacks_a_modality(trained: MuData, query: MuData, lacking: str, adapt: bool) -> None:
     del query.mod[lacking]
     query.update()
-    un.tl.transfer_labels(
-        query, trained, adapt=adapt, training={"max_epochs": 2}, progress=False
-    )
+    un.tl.transfer_labels(query, trained, adapt=adapt, training={"max_epochs": 2}, progress=False)
     assert query.obsm["unitednet_label_probabilities"].shape == (60, 3)
     np.testing.assert_allclose(query.obsm["unitednet_label_probabilities"].sum(1), 1, rtol=1e-5)
     left = "adt" if lacking == "rna" else "rna"
@@ -233,7 +229,10 @@ def test_reordered_features_change_nothing(trained: MuData, query: MuData, adapt
     rng = np.random.default_rng(0)
     with quiet_update():
         shuffled = MuData(
-            {name: adata[:, rng.permutation(adata.n_vars)].copy() for name, adata in query.mod.items()}
+            {
+                name: adata[:, rng.permutation(adata.n_vars)].copy()
+                for name, adata in query.mod.items()
+            }
         )
     for name, adata in shuffled.mod.items():
         adata.X = sparse.csr_matrix(adata.X) if name == "rna" else adata.X
@@ -304,9 +303,17 @@ def test_settings_of_the_adaptation(trained: MuData, query: MuData) -> None:
 @pytest.mark.parametrize(
     ("settings", "error", "message"),
     [
-        ({"unknown_threshold": 1.0}, ValueError, r"unknown_threshold: expected a number in \[0, 1\), found 1.0"),
+        (
+            {"unknown_threshold": 1.0},
+            ValueError,
+            r"unknown_threshold: expected a number in \[0, 1\), found 1.0",
+        ),
         ({"unknown_threshold": -0.1}, ValueError, "unknown_threshold"),
-        ({"training": {"epochs": 3}}, ValueError, "unknown setting 'epochs'; settings are .*'max_epochs'"),
+        (
+            {"training": {"epochs": 3}},
+            ValueError,
+            "unknown setting 'epochs'; settings are .*'max_epochs'",
+        ),
         ({"model": "model"}, TypeError, "expected a unitednet_mu model .*, found str"),
         ({"key_added": "nothing"}, ValueError, "nothing stored under 'nothing'.*'unitednet'"),
     ],

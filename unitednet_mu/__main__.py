@@ -24,8 +24,12 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m unitednet_mu")
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(dest="command", required=True)
-    demo = commands.add_parser("demo", help="the five functions on real cells, with figures and a table")
-    demo.add_argument("--out", type=Path, default=Path("unitednet_demo"), help="folder for results and figures")
+    demo = commands.add_parser(
+        "demo", help="the five functions on real cells, with figures and a table"
+    )
+    demo.add_argument(
+        "--out", type=Path, default=Path("unitednet_demo"), help="folder for results and figures"
+    )
     demo.add_argument("--seed", type=int, default=0, help="seed of everything random")
     demo.add_argument("--quiet", action="store_true", help="no progress bars")
     options = parser.parse_args(arguments)
@@ -52,8 +56,14 @@ def run_demo(out: Path, *, seed: int = 0, progress: bool = True) -> pd.DataFrame
     matplotlib.use("Agg")
     out.mkdir(parents=True, exist_ok=True)
     raw = datasets.pbmc_citeseq()
-    print(f"Bundled data: {raw.n_obs} cells of 4 donors, {raw['rna'].n_vars} genes, {raw['adt'].n_vars} antibodies.")
-    print("Donor p1_0 has RNA only, p2_0 protein only, p3_0 and p4_0 have both; p4_0 is never trained on.\n")
+    print(
+        f"Bundled data: {raw.n_obs} cells of 4 donors, {raw['rna'].n_vars} genes, "
+        f"{raw['adt'].n_vars} antibodies."
+    )
+    print(
+        "Donor p1_0 has RNA only, p2_0 protein only, p3_0 and p4_0 have both; p4_0 is never "
+        "trained on.\n"
+    )
 
     print("1. fit, integrate, predict and explain on p1_0, p2_0 and p3_0; transfer labels to p4_0")
     mdata, query = prepared(raw, _REFERENCE), prepared(raw, _QUERY)
@@ -70,7 +80,10 @@ def run_demo(out: Path, *, seed: int = 0, progress: bool = True) -> pd.DataFrame
     query.write(out / "query.h5mu")
     _draw_all(mdata, query, out)
 
-    print("2. held-out figures: p3_0 and p4_0 each predicted from a model of the other, 400 cells each")
+    print(
+        "2. held-out figures: p3_0 and p4_0 each predicted from a model of the other, 400 cells "
+        "each"
+    )
     table = pd.concat(
         [
             held_out_scores(raw, seed=seed, progress=progress).table(),
@@ -97,7 +110,7 @@ def _umap(mdata: MuData) -> None:
     import scanpy as sc
 
     with warnings.catch_warnings():
-        # umap says that a seed makes it run on one thread, and looks for an optional part of its own
+        # umap says that a seed makes it run on one thread, and looks for an optional part
         warnings.filterwarnings("ignore", message="n_jobs value")
         warnings.filterwarnings("ignore", message="Tensorflow not installed")
         sc.pp.neighbors(mdata, use_rep="X_unitednet", random_state=0)
@@ -117,11 +130,17 @@ def _draw_all(mdata: MuData, query: MuData, out: Path) -> None:
 
     drawings: dict[str, Callable[[], Any]] = {
         "umap": umap,
-        "transfer_confusion": lambda: pl.confusion(query, groupby="cell_type", predicted="unitednet_label"),
+        "transfer_confusion": lambda: pl.confusion(
+            query, groupby="cell_type", predicted="unitednet_label"
+        ),
         "transfer_confidence": lambda: pl.transfer(query),
-        "predicted_protein": lambda: pl.prediction(query, source="rna", target="adt", groupby="cell_type"),
+        "predicted_protein": lambda: pl.prediction(
+            query, source="rna", target="adt", groupby="cell_type"
+        ),
         "relevance": lambda: pl.relevance(mdata, n_top=4),
-        "cross_relevance": lambda: pl.cross_relevance(mdata, source="rna", target="adt", group="Mono"),
+        "cross_relevance": lambda: pl.cross_relevance(
+            mdata, source="rna", target="adt", group="Mono"
+        ),
         "history": lambda: pl.history(mdata),
         "modality_weights": lambda: pl.modality_weights(mdata),
     }

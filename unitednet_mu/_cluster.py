@@ -20,7 +20,7 @@ _RUNS = 5
 
 
 def shared_neighbour_graph(x: np.ndarray, n_neighbors: int = _N_NEIGHBORS) -> igraph.Graph:
-    """k-nearest-neighbour graph of the rows of `x`, edges weighted by the Jaccard index of neighbourhoods."""
+    """k-nearest-neighbour graph of the rows of `x`, edges weighted by Jaccard index."""
     knn = kneighbors_graph(x, min(n_neighbors, len(x) - 1), include_self=False)
     knn = sparse.csr_array(knn) + sparse.eye_array(len(x), format="csr")
     shared = sparse.triu(knn @ knn.T, 1).tocoo()
@@ -51,14 +51,15 @@ def _leiden(graph: igraph.Graph, resolution: float) -> np.ndarray:
 def leiden_groups(x: np.ndarray, n_groups: int | None, seed: int = 0) -> np.ndarray:
     """Group the rows of `x`: Leiden communities, merged where their boundary is weakest.
 
-    Modularity favours groups of equal size and so splits a large group before it separates a small one.
-    For `n_groups` groups the rows are therefore cut into about four times as many communities, and those
-    with the most edges between them, relative to their sizes, are merged until `n_groups` are left.
+    Modularity favours groups of equal size and so splits a large group before it separates a small
+    one. For `n_groups` groups the rows are therefore cut into about four times as many communities,
+    and those with the most edges between them, relative to their sizes, are merged until `n_groups`
+    are left.
 
     Returns
     -------
-    int64 labels 0, 1, ... by decreasing size; as many communities as resolution 1 gives where `n_groups` is
-    None.
+    int64 labels 0, 1, ... by decreasing size; as many communities as resolution 1 gives where
+    `n_groups` is None.
     """
     graph = shared_neighbour_graph(x)
     with _igraph_seed(seed):
@@ -85,7 +86,7 @@ def _search(cluster: Callable[[float], np.ndarray], n_groups: int) -> np.ndarray
 
 
 def _merge(graph: igraph.Graph, labels: np.ndarray, n_groups: int) -> np.ndarray:
-    """Merge communities by the weight between them over the geometric mean of their total weights."""
+    """Merge communities by the weight between them over the geometric mean of their weights."""
     edges, weights = np.asarray(graph.get_edgelist()), np.asarray(graph.es["weight"])
     n = int(labels.max()) + 1
     between = np.zeros((n, n))
@@ -102,18 +103,19 @@ def _merge(graph: igraph.Graph, labels: np.ndarray, n_groups: int) -> np.ndarray
         between[into] += between[gone]
         between[:, into] += between[:, gone]
         labels = np.where(labels == gone, into, labels)
-    return np.unique(labels, return_inverse=True)[1]
+    return np.asarray(np.unique(labels, return_inverse=True)[1])
 
 
 def _by_size(labels: np.ndarray) -> np.ndarray:
     order = np.argsort(-np.bincount(labels), kind="stable")
-    return np.argsort(order)[labels]
+    return np.asarray(np.argsort(order)[labels])
 
 
 def consensus_groups(x: np.ndarray, n_groups: int | None, method: str, seed: int) -> np.ndarray:
     """Group the rows of `x` several times, and take the result that agrees best with the others.
 
-    Parameters are those of :func:`starting_groups`; where `n_groups` is None the first run finds it.
+    Parameters are those of :func:`starting_groups`; where `n_groups` is None the first run finds
+    it.
     """
     runs: list[np.ndarray] = []
     for run in range(_RUNS):
@@ -124,7 +126,7 @@ def consensus_groups(x: np.ndarray, n_groups: int | None, method: str, seed: int
 
 
 def starting_groups(x: np.ndarray, n_groups: int | None, method: str, seed: int) -> np.ndarray:
-    """Group of every row of `x`: `method` on at most 20,000 rows, the nearest centre for the others.
+    """Group of every row of `x`: `method` on up to 20,000 rows, the nearest centre for others.
 
     Parameters
     ----------
@@ -146,9 +148,11 @@ def starting_groups(x: np.ndarray, n_groups: int | None, method: str, seed: int)
     if len(rows) == len(x):
         return labels
     centres = np.stack([x[rows][labels == k].mean(0) for k in range(labels.max() + 1)])
-    return np.concatenate([_nearest(part, centres) for part in np.array_split(x, len(x) // _MAX_CELLS + 1)])
+    return np.concatenate(
+        [_nearest(part, centres) for part in np.array_split(x, len(x) // _MAX_CELLS + 1)]
+    )
 
 
 def _nearest(x: np.ndarray, centres: np.ndarray) -> np.ndarray:
     distance = -2 * x @ centres.T + np.square(centres).sum(1)
-    return distance.argmin(1)
+    return np.asarray(distance.argmin(1))

@@ -1,17 +1,18 @@
-"""Frozen settings of the network and of its training, and their round trip through plain dictionaries."""
+"""Frozen settings of the network and its training, and their round trip as dictionaries."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from numbers import Integral
 from typing import Any, Literal, Self
 
 Likelihood = Literal["gaussian", "binary"]
 LIKELIHOODS: tuple[Likelihood, ...] = ("gaussian", "binary")
 ACTIVATIONS = ("leaky_relu", "relu", "elu", "gelu", "tanh", "softplus")
 
-#: Weight of each loss term (paper, Methods): 1 for the tasks, 0.1 for the rest; 0 switches a term off.
+#: Weight of each loss term (paper, Methods): 1 for the tasks, 0.1 for the rest; 0 is off.
 LOSS_WEIGHTS: Mapping[str, float] = {
     "reconstruction": 1.0,
     "translation": 1.0,
@@ -44,18 +45,25 @@ class _Config:
             return value
         if not isinstance(value, Mapping):
             raise TypeError(
-                f"{cls.__name__}: expected {cls.__name__} or a mapping of overrides, found {type(value).__name__}."
+                f"{cls.__name__}: expected {cls.__name__} or a mapping of overrides, found "
+                f"{type(value).__name__}."
             )
         names = [f.name for f in dataclasses.fields(cls)]  # type: ignore[arg-type]
         unknown = sorted(set(value) - set(names))
         if unknown:
-            raise ValueError(f"{cls.__name__}: unknown setting {unknown[0]!r}; settings are {names}.")
+            raise ValueError(
+                f"{cls.__name__}: unknown setting {unknown[0]!r}; settings are {names}."
+            )
         return cls(**value)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain dictionary of numbers, strings, lists and mappings."""
         return {
-            name: list(value) if isinstance(value, tuple) else dict(value) if isinstance(value, Mapping) else value
+            name: list(value)
+            if isinstance(value, tuple)
+            else dict(value)
+            if isinstance(value, Mapping)
+            else value
             for name, value in vars(self).items()
         }
 
@@ -80,18 +88,21 @@ class NetworkConfig(_Config):
     n_heads
         Number of heads trained side by side when groups are found without labels; the best is kept.
     activation
-        Elementwise activation, one of ``leaky_relu``, ``relu``, ``elu``, ``gelu``, ``tanh``, ``softplus``.
+        Elementwise activation, one of ``leaky_relu``, ``relu``, ``elu``, ``gelu``, ``tanh``,
+        ``softplus``.
     batch_norm
-        Batch normalisation in the hidden layers. (Layer normalisation is not offered: DeepLIFT has no rule for
-        it, explanations through it would not add up.)
+        Batch normalisation in the hidden layers. (Layer normalisation is not offered: DeepLIFT has
+        no rule for it, explanations through it would not add up.)
     dropout
         Share of hidden units dropped in training.
     input_dropout
-        Share of input features dropped in training, which keeps the code from leaning on single features.
+        Share of input features dropped in training, which keeps the code from leaning on single
+        features.
     linear_path
         A linear map beside each encoder's and decoder's hidden layers.
     fusion
-        ``"modality"``: one learned weight per modality; ``"dimension"``: one per modality and code dimension.
+        ``"modality"``: one learned weight per modality; ``"dimension"``: one per modality and code
+        dimension.
     discriminators
         Discriminators that judge decoded against real values (the adversarial part of the losses).
     """
@@ -113,11 +124,26 @@ class NetworkConfig(_Config):
         object.__setattr__(self, "n_hidden", tuple(int(width) for width in self.n_hidden))
         for name in ("n_latent", "n_projector", "n_heads"):
             _require(int(getattr(self, name)) >= 1, name, "an integer >= 1", getattr(self, name))
-        _require(bool(self.n_hidden) and min(self.n_hidden) >= 1, "n_hidden", "widths >= 1", self.n_hidden)
+        _require(
+            bool(self.n_hidden) and min(self.n_hidden) >= 1,
+            "n_hidden",
+            "widths >= 1",
+            self.n_hidden,
+        )
         for name in ("dropout", "input_dropout"):
             _require(0 <= getattr(self, name) < 1, name, "a share in [0, 1)", getattr(self, name))
-        _require(self.activation in ACTIVATIONS, "activation", f"one of {list(ACTIVATIONS)}", self.activation)
-        _require(self.fusion in ("modality", "dimension"), "fusion", "'modality' or 'dimension'", self.fusion)
+        _require(
+            self.activation in ACTIVATIONS,
+            "activation",
+            f"one of {list(ACTIVATIONS)}",
+            self.activation,
+        )
+        _require(
+            self.fusion in ("modality", "dimension"),
+            "fusion",
+            "'modality' or 'dimension'",
+            self.fusion,
+        )
 
 
 @dataclass(frozen=True)
@@ -137,22 +163,25 @@ class TrainingConfig(_Config):
     gradient_clip
         Largest Euclidean norm of a step's gradient.
     validation_fraction
-        Share of cells held out for early stopping, calibration and the expected accuracy of predictions.
+        Share of cells held out for early stopping, calibration and the expected accuracy of
+        predictions.
     patience
         Epochs without a better held-out loss before training stops and the best state is restored.
     loss_weights
-        Overrides of the weight of each term; 0 switches it off. Terms: ``reconstruction``, ``translation``,
-        ``contrastive``, ``cross_entropy``, ``clustering``, ``entropy``, ``generator``, ``discriminator``.
+        Overrides of the weight of each term; 0 switches it off. Terms: ``reconstruction``,
+        ``translation``, ``contrastive``, ``cross_entropy``, ``clustering``, ``entropy``,
+        ``generator``, ``discriminator``.
     temperature
         Of the contrastive loss.
     modality_dropout
-        Probability with which a cell's modality is hidden from the fused code in training, so that groups are
-        identified from any subset.
+        Probability with which a cell's modality is hidden from the fused code in training, so that
+        groups are identified from any subset.
     alternate
-        Tasks take turns, each with a step of its own per mini-batch (the paper's schedule); ``False`` sums them.
+        Tasks take turns, each with a step of its own per mini-batch (the paper's schedule);
+        ``False`` sums them.
     start
-        Where the heads start when groups are found without labels: ``"leiden"`` or ``"kmeans"`` on the codes
-        after a warm-up, or ``"random"``.
+        Where the heads start when groups are found without labels: ``"leiden"`` or ``"kmeans"`` on
+        the codes after a warm-up, or ``"random"``.
     warmup
         Share of the epochs before the groups start.
     """
@@ -176,21 +205,34 @@ class TrainingConfig(_Config):
         """Check ranges and fill in the default loss weights."""
         unknown = sorted(set(self.loss_weights) - set(LOSS_WEIGHTS))
         if unknown:
-            raise ValueError(f"loss_weights: unknown term {unknown[0]!r}; terms are {list(LOSS_WEIGHTS)}.")
-        weights = {**LOSS_WEIGHTS, **{name: float(value) for name, value in self.loss_weights.items()}}
+            raise ValueError(
+                f"loss_weights: unknown term {unknown[0]!r}; terms are {list(LOSS_WEIGHTS)}."
+            )
+        weights = {
+            **LOSS_WEIGHTS,
+            **{name: float(value) for name, value in self.loss_weights.items()},
+        }
         for name, value in weights.items():
-            _require(0 <= value < float("inf"), f"loss_weights[{name!r}]", "a finite number >= 0", value)
+            _require(
+                0 <= value < float("inf"), f"loss_weights[{name!r}]", "a finite number >= 0", value
+            )
         object.__setattr__(self, "loss_weights", weights)
-        for name in ("max_epochs", "batch_size"):
+        for name, least in (("max_epochs", 1), ("batch_size", 2)):  # batch statistics need two
             value = getattr(self, name)
-            _require(value is None or value >= 1, name, "None or an integer >= 1", value)
+            whole = isinstance(value, Integral) and int(value) >= least
+            _require(value is None or whole, name, f"None or an integer >= {least}", value)
         for name in ("learning_rate", "gradient_clip", "temperature"):
             _require(getattr(self, name) > 0, name, "a number > 0", getattr(self, name))
         _require(self.weight_decay >= 0, "weight_decay", "a number >= 0", self.weight_decay)
         _require(self.patience >= 1, "patience", "an integer >= 1", self.patience)
         for name in ("validation_fraction", "modality_dropout", "warmup", "averaging"):
             _require(0 <= getattr(self, name) < 1, name, "a share in [0, 1)", getattr(self, name))
-        _require(self.start in ("leiden", "kmeans", "random"), "start", "leiden, kmeans or random", self.start)
+        _require(
+            self.start in ("leiden", "kmeans", "random"),
+            "start",
+            "leiden, kmeans or random",
+            self.start,
+        )
 
     def weight(self, term: str) -> float:
         """Weight of a loss term."""

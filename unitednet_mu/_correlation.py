@@ -1,4 +1,4 @@
-"""Scores of predictions, feature by feature and in blocks of features; `metrics` makes them public."""
+"""Scores of predictions, feature by feature, in blocks; `metrics` makes them public."""
 
 from __future__ import annotations
 

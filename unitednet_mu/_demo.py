@@ -1,9 +1,10 @@
-"""What the demo measures: held-out figures on the bundled data, each beside simple baselines of the same run."""
+"""What the demo measures on the bundled data: held-out figures beside simple baselines."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -48,16 +49,16 @@ def prepared(raw: MuData, donors: tuple[str, ...]) -> MuData:
 
 
 def values(mdata: MuData, modality: str, cells: pd.Index | None = None) -> np.ndarray:
-    """A modality's values as an array."""
+    """Return a modality's values as an array."""
     adata = mdata[modality] if cells is None else mdata[modality][cells]
     return to_dense(adata.X)
 
 
 def held_out_scores(raw: MuData, *, seed: int, progress: bool) -> Scores:
-    """Train on one paired donor, predict the other, in turn: label transfer and cross-modal prediction.
+    """Train on one paired donor, label and predict the other, in turn.
 
-    Every model and baseline is trained on the same 400 cells and has seen none of the other donor's, unless
-    the row says "adapted".
+    Every model and baseline is trained on the same 400 cells and has seen none of the other
+    donor's, unless the row says "adapted".
     """
     scores = Scores()
     pooled: dict[str, list[np.ndarray]] = {}
@@ -76,10 +77,12 @@ def held_out_scores(raw: MuData, *, seed: int, progress: bool) -> Scores:
     return scores
 
 
-def _transferred(reference: MuData, query: MuData, seed: int, progress: bool) -> Iterator[tuple[str, np.ndarray]]:
-    """Labels of the query by each method; every cell is labelled, as the baseline labels every cell."""
+def _transferred(
+    reference: MuData, query: MuData, seed: int, progress: bool
+) -> Iterator[tuple[str, np.ndarray]]:
+    """Labels of the query by each method, of every cell, as the baseline labels every cell."""
     for method, adapt in (("unitednet_mu", False), ("unitednet_mu, adapted", True)):
-        labelled = tl.transfer_labels(
+        labelled: Any = tl.transfer_labels(
             query,
             reference,
             adapt=adapt,
@@ -98,10 +101,13 @@ def _transferred(reference: MuData, query: MuData, seed: int, progress: bool) ->
 def _logistic(train: np.ndarray, labels: np.ndarray, test: np.ndarray) -> np.ndarray:
     scaler = StandardScaler().fit(train)
     model = LogisticRegression(class_weight="balanced", max_iter=5000)
-    return model.fit(scaler.transform(train), labels).predict(scaler.transform(test))
+    model.fit(scaler.transform(train), labels)
+    return np.asarray(model.predict(scaler.transform(test)))
 
 
-def _score_direction(scores: Scores, reference: MuData, query: MuData, source: str, target: str) -> None:
+def _score_direction(
+    scores: Scores, reference: MuData, query: MuData, source: str, target: str
+) -> None:
     """Pearson r over features, and within the true groups, of our prediction and two baselines."""
     x, y = (values(reference, name, reference.obs_names) for name in (source, target))
     unseen, true = (values(query, name, query.obs_names) for name in (source, target))
@@ -116,13 +122,15 @@ def _score_direction(scores: Scores, reference: MuData, query: MuData, source: s
     for method, predicted in predictions.items():
         overall = metrics.pearson_per_feature(true, predicted)
         within = metrics.pearson_within_groups(true, predicted, groups)
-        scores.add(f"{source} to {target}, mean r", method, np.nanmean(overall))
+        scores.add(f"{source} to {target}, mean r", method, float(np.nanmean(overall)))
         if method != "mean of the predicted group":  # constant within a group: no r there
-            scores.add(f"{source} to {target}, mean r within groups", method, np.nanmean(within))
+            scores.add(
+                f"{source} to {target}, mean r within groups", method, float(np.nanmean(within))
+            )
 
 
 def group_scores(raw: MuData, *, seed: int, progress: bool) -> Scores:
-    """Groups found without labels on the 800 paired cells: the head's own against PCA and Leiden."""
+    """Score groups of the 800 paired cells, without labels: the head's own, PCA and Leiden."""
     paired = prepared(raw, PAIRED_DONORS)
     true = paired.obs["cell_type"].astype(str).to_numpy()
     n_groups = len(np.unique(true))
@@ -130,11 +138,21 @@ def group_scores(raw: MuData, *, seed: int, progress: bool) -> Scores:
     tl.integrate(paired)
     scores = Scores()
     task = "groups without labels, ARI"
-    scores.add(task, "unitednet_mu, its own groups", adjusted_rand_score(true, paired.obs["unitednet_group"]))
+    scores.add(
+        task,
+        "unitednet_mu, its own groups",
+        adjusted_rand_score(true, paired.obs["unitednet_group"]),
+    )
     embedding = paired.obsm["X_unitednet"]
-    scores.add(task, "unitednet_mu, Leiden on its embedding", _leiden_score(true, embedding, n_groups))
-    components = [PCA(_COMPONENTS, random_state=0).fit_transform(values(paired, m)) for m in ("rna", "adt")]
-    scores.add(task, "PCA side by side, Leiden", _leiden_score(true, np.hstack(components), n_groups))
+    scores.add(
+        task, "unitednet_mu, Leiden on its embedding", _leiden_score(true, embedding, n_groups)
+    )
+    components = [
+        PCA(_COMPONENTS, random_state=0).fit_transform(values(paired, m)) for m in ("rna", "adt")
+    ]
+    scores.add(
+        task, "PCA side by side, Leiden", _leiden_score(true, np.hstack(components), n_groups)
+    )
     return scores
 
 
@@ -148,7 +166,14 @@ def _leiden_score(true: np.ndarray, embedding: np.ndarray, n_groups: int) -> flo
     low, high = 0.01, 10.0
     for _ in range(_LEIDEN_STEPS):
         resolution = float(np.sqrt(low * high))
-        sc.tl.leiden(adata, resolution=resolution, flavor="igraph", n_iterations=2, directed=False, random_state=0)
+        sc.tl.leiden(
+            adata,
+            resolution=resolution,
+            flavor="igraph",
+            n_iterations=2,
+            directed=False,
+            random_state=0,
+        )
         found = adata.obs["leiden"].nunique()
         if found == n_groups:
             break

@@ -133,11 +133,17 @@ def _refuse_foreign(mdata: Any, keys: Keys) -> None:
     if isinstance(stored, Mapping) and "version" in stored:
         return
     taken = [f".uns[{keys.uns!r}]"] if stored is not None else []
-    if (
-        keys.stem != DEFAULT_STEM
-    ):  # columns under our own default stem may outlive `.uns` (md.concat drops it)
+    # slots under our own default stem may outlive `.uns` (md.concat drops it)
+    if keys.stem != DEFAULT_STEM:
         taken += [f".obs[{name!r}]" for name in keys.obs_columns() if name in mdata.obs]
         taken += [f".obsm[{name!r}]" for name in keys.obsm_keys() if name in mdata.obsm]
+        for mod, adata in mdata.mod.items():
+            slots = [
+                ("obsm", keys.embedding),
+                ("varm", keys.relevance),
+                ("varm", keys.relevance_abs),
+            ]
+            taken += [f".mod[{mod!r}].{s}[{n!r}]" for s, n in slots if n in getattr(adata, s)]
     if taken:
         raise ValueError(
             f"key_added={keys.stem!r} would overwrite {', '.join(taken)}, which unitednet_mu did "

@@ -1,4 +1,4 @@
-"""The loss terms of the paper (Methods, "Loss functions"), pure functions of tensors, one per term."""
+"""The loss terms of the paper (Methods, "Loss functions"): pure functions, one per term."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def contrastive_loss(a: Tensor, b: Tensor, groups: Tensor, temperature: float) -
 
 
 def cross_entropy_loss(logits: Tensor, labels: Tensor, class_weights: Tensor | None) -> Tensor:
-    """Class-balanced cross-entropy over the labelled cells (label >= 0); zero where none is labelled."""
+    """Class-balanced cross-entropy over labelled cells (label >= 0); zero where there is none."""
     labelled = labels >= 0
     if not bool(labelled.any()):
         return logits.sum() * 0.0
@@ -59,15 +59,17 @@ def _gaussian_kernel(x: Tensor, relative_width: float = 0.15) -> Tensor:
 
 
 def _mean_overlap(assignment: Tensor, kernel: Tensor) -> Tensor:
-    """Mean over pairs of groups of their normalised overlap under the kernel (Cauchy-Schwarz divergence)."""
+    """Mean normalised overlap of pairs of groups under the kernel (Cauchy-Schwarz divergence)."""
     k = assignment.shape[1]
     overlap = assignment.T @ kernel @ assignment
-    norm = torch.sqrt((overlap.diagonal()[:, None] * overlap.diagonal()[None, :]).clamp_min(_EPS**2))
+    norm = torch.sqrt(
+        (overlap.diagonal()[:, None] * overlap.diagonal()[None, :]).clamp_min(_EPS**2)
+    )
     return torch.triu(overlap / norm, 1).sum() * 2 / max(k * (k - 1), 1)
 
 
 def clustering_loss(probabilities: Tensor, projected: Tensor) -> Tensor:
-    """Deep divergence clustering (Kampffmeyer et al. 2019): groups separate, compact, near one-hot corners.
+    """Deep divergence clustering (Kampffmeyer et al. 2019): separate, compact, near one-hot.
 
     Parameters
     ----------
@@ -78,7 +80,7 @@ def clustering_loss(probabilities: Tensor, projected: Tensor) -> Tensor:
     """
     n, k = probabilities.shape
     kernel = _gaussian_kernel(projected)
-    corners = torch.exp(-torch.cdist(probabilities, torch.eye(k, device=probabilities.device)).square())
+    corners = torch.exp(-torch.cdist(probabilities, torch.eye(k).to(probabilities)).square())
     orthogonality = torch.triu(probabilities @ probabilities.T, 1).sum() * 2 / max(n * (n - 1), 1)
     return _mean_overlap(probabilities, kernel) + orthogonality + _mean_overlap(corners, kernel)
 
@@ -90,7 +92,7 @@ def entropy_loss(probabilities: Tensor) -> Tensor:
 
 
 def discriminator_loss(real: Tensor, fake: Tensor) -> Tensor:
-    """Least-squares GAN, the discriminator's side: real scores towards 1, decoded ones towards 0."""
+    """Least-squares GAN, the discriminator's side: real scores to 1, decoded ones to 0."""
     return (F.mse_loss(real, torch.ones_like(real)) + F.mse_loss(fake, torch.zeros_like(fake))) / 2
 
 

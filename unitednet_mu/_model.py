@@ -25,6 +25,7 @@ from ._validate import unknown_name
 
 FORMAT_VERSION = 1
 _METADATA_KEY = "unitednet_mu"
+_CHECKSUM_KEY = "sha256"
 _INFERENCE_CELLS = 2048
 
 
@@ -395,9 +396,9 @@ class Model:
 
     def save(self, path: str | Path) -> None:
         """Write the model to one safetensors file (settings in its metadata; no pickle)."""
-        safetensors.torch.save_file(
-            self._tensors(), str(path), {_METADATA_KEY: self.info.to_json()}
-        )
+        tensors, text = self._tensors(), self.info.to_json()
+        metadata = {_METADATA_KEY: text, _CHECKSUM_KEY: _checksum(tensors, text)}
+        safetensors.torch.save_file(tensors, str(path), metadata)
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
@@ -408,19 +409,29 @@ class Model:
         FileNotFoundError
             There is no such file.
         ValueError
-            The file is no model of this package.
+            The file is no model of this package, or it is damaged.
         """
         try:
             with safetensors.safe_open(str(path), "pt") as file:
-                text = (file.metadata() or {}).get(_METADATA_KEY)
+                metadata = file.metadata() or {}
                 tensors = {name: file.get_tensor(name) for name in file.keys()}
         except safetensors.SafetensorError as error:
             raise ValueError(f"{path}: not a safetensors file ({error}).") from error
+        text = metadata.get(_METADATA_KEY)
         if text is None:
             raise ValueError(
                 f"{path}: a safetensors file, but not written by unitednet_mu's Model.save."
             )
+        if metadata.get(_CHECKSUM_KEY) != _checksum(tensors, text):
+            raise ValueError(f"{path}: the file is damaged (its checksum differs).")
         return cls._assemble(tensors, text)
+
+
+def _checksum(tensors: Mapping[str, Tensor], text: str) -> str:
+    digest = hashlib.sha256(text.encode())
+    for name in sorted(tensors):
+        digest.update(name.encode() + tensors[name].numpy().tobytes())
+    return digest.hexdigest()
 
 
 def as_list(names: str | Sequence[str]) -> list[str]:

@@ -1,9 +1,10 @@
-"""The multi-task network: encoders, fusion, decoders, discriminators and heads. It never sees a MuData."""
+"""The multi-task network: encoders, fusion, decoders, discriminators, heads; knows no MuData."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -29,13 +30,13 @@ class ModalityShape:
 
 
 def _activated(width: int, config: NetworkConfig) -> list[nn.Module]:
-    """Layers behind a linear one: normalise, activate (one instance per place, as shap needs), drop."""
+    """Layers behind a linear one: normalise, activate (one instance a place for shap), drop."""
     layers: list[nn.Module] = [nn.BatchNorm1d(width)] if config.batch_norm else []
     return [*layers, _ACTIVATIONS[config.activation](), nn.Dropout(config.dropout)]
 
 
 class Standardiser(nn.Module):
-    """Fixed affine map of a modality to zero mean and unit variance, from statistics of training cells."""
+    """Fixed affine map of a modality to zero mean and unit variance over training cells."""
 
     mean: Tensor
     scale: Tensor
@@ -55,13 +56,15 @@ class Standardiser(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Standardised features to a code: one wide linear layer feeds the hidden layers and the linear path."""
+    """Standardised features to a code: a wide layer feeds hidden layers and the linear path."""
 
     def __init__(self, n_features: int, config: NetworkConfig) -> None:
         super().__init__()
         self.n_hidden = config.n_hidden[0]
         self.drop = nn.Dropout(config.input_dropout)
-        self.wide = nn.Linear(n_features, self.n_hidden + (config.n_latent if config.linear_path else 0))
+        self.wide = nn.Linear(
+            n_features, self.n_hidden + (config.n_latent if config.linear_path else 0)
+        )
         layers = _activated(self.n_hidden, config)
         for n_in, n_out in zip(config.n_hidden[:-1], config.n_hidden[1:], strict=True):
             layers += [nn.Linear(n_in, n_out), *_activated(n_out, config)]
@@ -91,7 +94,8 @@ class Decoder(nn.Module):
     def forward(self, code: Tensor) -> Tensor:
         """Linear predictor of every feature, cells x n_features."""
         hidden = self.deep(code)
-        return self.wide(torch.cat([hidden, code], 1) if self.linear_path else hidden)  # type: ignore[no-any-return]
+        out: Tensor = self.wide(torch.cat([hidden, code], 1) if self.linear_path else hidden)
+        return out
 
 
 class Fusion(nn.Module):
@@ -108,7 +112,7 @@ class Fusion(nn.Module):
         return torch.softmax(logits, 1)
 
     def forward(self, codes: Tensor, observed: Tensor) -> Tensor:
-        """Fuse `codes` (cells x modalities x n_latent) over `observed` (cells x modalities, bool)."""
+        """Fuse `codes` (cells x modalities x n_latent) where `observed` (cells x modalities)."""
         return (self.weights(observed) * codes).sum(1)
 
 
@@ -118,15 +122,18 @@ class Discriminator(nn.Module):
     def __init__(self, n_features: int, config: NetworkConfig) -> None:
         super().__init__()
         width = config.n_hidden[0]
-        self.layers = nn.Sequential(nn.Linear(n_features, width), nn.LeakyReLU(0.2), nn.Linear(width, 1))
+        self.layers = nn.Sequential(
+            nn.Linear(n_features, width), nn.LeakyReLU(0.2), nn.Linear(width, 1)
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         """Score of each cell, cells x 1."""
-        return self.layers(x)  # type: ignore[no-any-return]
+        score: Tensor = self.layers(x)
+        return score
 
 
 class Head(nn.Module):
-    """Fused code to group logits, by way of a projected layer that the clustering loss also reads."""
+    """Fused code to group logits, by a projected layer that the clustering loss also reads."""
 
     def __init__(self, n_groups: int, config: NetworkConfig) -> None:
         super().__init__()
@@ -136,13 +143,13 @@ class Head(nn.Module):
         self.logits = nn.Linear(config.n_projector, n_groups)
 
     def forward(self, fused: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the group logits (cells x groups) and the projected layer (cells x n_projector)."""
+        """Return group logits (cells x groups) and the projected layer (cells x n_projector)."""
         projected = self.project(fused)
         return self.logits(projected), projected
 
 
 class UnitedNetwork(nn.Module):
-    """Encoders, fusion, decoders, discriminators and heads of all modalities (paper, Fig. 1 and Methods).
+    """All parts for all modalities (paper, Fig. 1 and Methods).
 
     Parameters
     ----------
@@ -180,26 +187,31 @@ class UnitedNetwork(nn.Module):
 
     def encode(self, m: int, x: Tensor) -> Tensor:
         """Code of modality `m` from values in the user's units, cells x n_latent."""
-        return self.encoders[m](self.standardisers[m](x))  # type: ignore[no-any-return]
+        code: Tensor = self.encoders[m](self.standardisers[m](x))
+        return code
 
     def decode(self, m: int, code: Tensor, batch: Tensor | None = None) -> Tensor:
         """Linear predictor of modality `m` (standardised values, or logits where binary).
 
-        `batch` is one-hot (or a mixture), cells x n_batches; needed where decoders are batch-conditioned.
+        `batch` is one-hot (or a mixture), cells x n_batches; needed where decoders are
+        batch-conditioned.
         """
         if self.n_batches:
             if batch is None:
-                raise ValueError("decode: the decoders are conditioned on the batch, found batch=None.")
+                raise ValueError(
+                    "decode: the decoders are conditioned on the batch, found batch=None."
+                )
             code = torch.cat([code, batch], 1)
-        return self.decoders[m](code)  # type: ignore[no-any-return]
+        predictor: Tensor = self.decoders[m](code)
+        return predictor
 
     def to_units(self, m: int, predictor: Tensor) -> Tensor:
-        """A decoder's linear predictor in the user's units (probabilities where binary)."""
+        """Return a linear predictor in the user's units (probabilities where binary)."""
         if self.shapes[m].likelihood == "binary":
             return torch.sigmoid(predictor)
-        return self.standardisers[m].inverse(predictor)  # type: ignore[operator,no-any-return]
+        return cast("Standardiser", self.standardisers[m]).inverse(predictor)
 
     def group_logits(self, fused: Tensor) -> Tensor:
         """Calibrated group logits of the kept head, cells x n_groups."""
-        logits, _ = self.heads[0](fused)
-        return logits / self.temperature  # type: ignore[no-any-return]
+        logits: Tensor = self.heads[0](fused)[0]
+        return logits / self.temperature

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from . import _losses
@@ -29,7 +29,9 @@ class Tasks:
         Weight of each label in the cross-entropy; None where groups are found without labels.
     """
 
-    def __init__(self, network: UnitedNetwork, config: TrainingConfig, class_weights: Tensor | None) -> None:
+    def __init__(
+        self, network: UnitedNetwork, config: TrainingConfig, class_weights: Tensor | None
+    ) -> None:
         self.network, self.config, self.class_weights = network, config, class_weights
         self.device = network.fusion.logits.device
 
@@ -39,12 +41,14 @@ class Tasks:
         return self.class_weights is not None
 
     def codes(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Codes of all modalities (cells x modalities x n_latent) and which of them count (bool)."""
+        """Codes of all modalities (cells x modalities x n_latent), and which count (bool)."""
         observed = batch.observed.clone()
         shape = (len(batch), len(batch.x), self.network.config.n_latent)
         codes = torch.zeros(shape, device=self.device)
         for m, (x, rows) in enumerate(zip(batch.x, batch.rows, strict=True)):
-            if x is None or (self.network.training and len(x) < 2):  # batch statistics need two cells
+            if x is None or (
+                self.network.training and len(x) < 2
+            ):  # batch statistics need two cells
                 observed[:, m] = False
             else:
                 codes[rows, m] = self.network.encode(m, x)
@@ -62,8 +66,10 @@ class Tasks:
         return _means(terms)
 
     def identification(self, batch: Batch, codes: Tensor, observed: Tensor) -> Terms:
-        """Cross-entropy with labels, or with the groups that training starts from; without labels also
-        divergence clustering and entropy, of every head.
+        """Identification terms of every head.
+
+        Cross-entropy with labels, or with the groups that training starts from; without labels also
+        divergence clustering and entropy.
         """
         usable = observed.any(1)
         if int(usable.sum()) < 2:
@@ -91,7 +97,7 @@ class Tasks:
         return terms
 
     def discrimination(self, batch: Batch) -> Terms:
-        """The discriminators' own loss: decoded values are detached, so only discriminators learn from it."""
+        """Return the discriminators' own loss; decoded values are detached, nothing else learns."""
         losses = []
         with torch.no_grad():
             codes, observed = self.codes(batch)
@@ -102,7 +108,9 @@ class Tasks:
                     continue
                 with torch.no_grad():
                     code = codes[batch.rows[target][here], source]
-                    predictor = self.network.decode(target, code, self._one_hot(batch, target, here))
+                    predictor = self.network.decode(
+                        target, code, self._one_hot(batch, target, here)
+                    )
                     fake, real = self._visible(target, predictor), self._real(target, x[here])
                 score = self.network.discriminators[target]
                 losses.append(_losses.discriminator_loss(score(real), score(fake)))
@@ -112,10 +120,13 @@ class Tasks:
         """Fused codes; in training modalities are hidden at random, each cell keeping one."""
         kept = observed
         if self.network.training and self.config.modality_dropout and observed.shape[1] > 1:
-            drawn = observed & (torch.rand(observed.shape, device=self.device) >= self.config.modality_dropout)
+            drawn = observed & (
+                torch.rand(observed.shape, device=self.device) >= self.config.modality_dropout
+            )
             kept = torch.where(drawn.any(1, keepdim=True), drawn, observed)
         nowhere = ~kept.any(1, keepdim=True)  # such a cell's fused code is never used; avoid 0/0
-        return self.network.fusion(codes, kept | nowhere)  # type: ignore[no-any-return]
+        fused: Tensor = self.network.fusion(codes, kept | nowhere)
+        return fused
 
     def _add_target(
         self,
@@ -127,12 +138,16 @@ class Tasks:
         fused: Tensor,
         terms: dict[str, list[Tensor]],
     ) -> None:
-        """Add the terms of decoding `target` from its own, from every other, and from the fused code."""
+        """Add the terms of decoding `target` from its own, every other, and the fused code."""
         rows, likelihood = batch.rows[target], self.network.shapes[target].likelihood
         real = self._real(target, x)
         for source in [*range(len(batch.x)), None][: len(batch.x) + (len(batch.x) > 1)]:
             name = "reconstruction" if source == target else "translation"
-            judged = bool(self.network.discriminators) and self.config.weight("generator") > 0 and source is not None
+            judged = (
+                bool(self.network.discriminators)
+                and self.config.weight("generator") > 0
+                and source is not None
+            )
             here = observed[rows].any(1) if source is None else observed[rows, source]
             if not (self.config.weight(name) or judged) or int(here.sum()) < 2:
                 continue
@@ -152,7 +167,9 @@ class Tasks:
                 both = observed[:, a] & observed[:, b]
                 if int(both.sum()) >= 2:
                     pair = codes[both, a], codes[both, b]
-                    values.append(_losses.contrastive_loss(*pair, groups[both], self.config.temperature))
+                    values.append(
+                        _losses.contrastive_loss(*pair, groups[both], self.config.temperature)
+                    )
         return values
 
     def _one_hot(self, batch: Batch, target: int, here: Tensor) -> Tensor | None:
@@ -165,14 +182,19 @@ class Tasks:
         return torch.where((index >= 0)[:, None], known, torch.full_like(known, 1 / n))
 
     def _real(self, target: int, x: Tensor) -> Tensor:
-        """What a decoder of `target` is compared with."""
+        """Return what a decoder of `target` is compared with."""
         if self.network.shapes[target].likelihood == "binary":
             return x
-        return self.network.standardisers[target](x)  # type: ignore[no-any-return]
+        standardised: Tensor = self.network.standardisers[target](x)
+        return standardised
 
     def _visible(self, target: int, predictor: Tensor) -> Tensor:
-        """A decoder's output on the scale of :meth:`_real`."""
-        return torch.sigmoid(predictor) if self.network.shapes[target].likelihood == "binary" else predictor
+        """Return a decoder's output on the scale of :meth:`_real`."""
+        return (
+            torch.sigmoid(predictor)
+            if self.network.shapes[target].likelihood == "binary"
+            else predictor
+        )
 
 
 def _means(terms: dict[str, list[Tensor]]) -> Terms:

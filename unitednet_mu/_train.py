@@ -6,10 +6,10 @@ import copy
 import logging
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -22,7 +22,7 @@ from tqdm.auto import tqdm
 from ._cluster import consensus_groups
 from ._config import TrainingConfig
 from ._data import Batch, Dataset
-from ._network import UnitedNetwork
+from ._network import Decoder, Standardiser, UnitedNetwork
 from ._tasks import Tasks, Terms
 
 logger = logging.getLogger(__name__)
@@ -31,6 +31,8 @@ _STATISTICS_BATCH = 2048
 _EVALUATION_BATCH = 1024
 _HEAD_STEPS = 100
 _FEWEST_GROUPS = 2
+#: Fewer values (cells x features) than this in a mini-batch make a small step.
+_SMALL_STEP = 2**20
 
 
 @contextmanager
@@ -42,10 +44,27 @@ def seeded(seed: int) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def threads_for(values_per_step: int) -> Iterator[None]:
+    """Run small steps on one thread, and give the caller's number of threads back.
+
+    Waiting for a second thread costs a small step more than it saves; where another process uses
+    the second core, a thousand times more.
+    """
+    before = torch.get_num_threads()
+    if values_per_step < _SMALL_STEP:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def set_statistics(network: UnitedNetwork, data: Dataset, cells: np.ndarray) -> None:
     """Set the standardisers from training cells, and the decoders' first guess to the mean.
 
-    Sums run over the cells in the order given, in float64 and in blocks; nothing is densified as a whole.
+    Sums run over the cells in the order given, in float64 and in blocks; nothing is densified as a
+    whole.
     """
     for m, source in enumerate(data.sources):
         scaler = StandardScaler(with_mean=False)
@@ -53,19 +72,21 @@ def set_statistics(network: UnitedNetwork, data: Dataset, cells: np.ndarray) -> 
         if not len(mine):
             continue
         for start in range(0, len(mine), _STATISTICS_BATCH):
-            scaler.partial_fit(source.sparse_or_dense(mine[start : start + _STATISTICS_BATCH]).astype(np.float64))
-        standardiser = network.standardisers[m]
+            scaler.partial_fit(
+                source.sparse_or_dense(mine[start : start + _STATISTICS_BATCH]).astype(np.float64)
+            )
+        standardiser = cast("Standardiser", network.standardisers[m])
         standardiser.mean.copy_(torch.from_numpy(scaler.mean_))
         standardiser.scale.copy_(torch.from_numpy(scaler.scale_))
         with torch.no_grad():
-            bias = network.decoders[m].wide.bias
+            bias = cast("Decoder", network.decoders[m]).wide.bias
             bias.zero_()
             if network.shapes[m].likelihood == "binary":
                 bias.copy_(torch.logit(standardiser.mean, 1e-4))
 
 
 def split_cells(data: Dataset, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Split the cells into training and held-out ones, evenly over labels, batches and modalities observed.
+    """Split the cells for training and held out, evenly over labels, batches and modalities.
 
     The split depends on the names of the cells, not on their order.
     """
@@ -133,13 +154,20 @@ class Trainer:
         self.device = network.fusion.logits.device
         self.rng = np.random.default_rng(seed)
         self.train_cells, self.held_out = split_cells(data, config.validation_fraction, seed)
+        if len(self.train_cells) < 2:
+            raise ValueError(
+                f"validation_fraction: {config.validation_fraction} leaves {len(self.train_cells)} "
+                "cells to train on, expected at least 2. Lower it."
+            )
         if config.batch_size is not None and config.batch_size > len(self.train_cells):
             raise ValueError(
                 f"batch_size: expected at most the {len(self.train_cells)} training cells, found "
                 f"{config.batch_size}. Lower it, or leave it at None."
             )
         self.batch_size = config.batch_size or default_batch_size(len(self.train_cells))
-        self.max_epochs = config.max_epochs or default_epochs(len(self.train_cells), self.batch_size)
+        self.max_epochs = config.max_epochs or default_epochs(
+            len(self.train_cells), self.batch_size
+        )
         self.class_weights = self._class_weights() if supervised else None
         self.rows: list[dict[str, Any]] = []
         self.progress = progress
@@ -148,7 +176,9 @@ class Trainer:
         labels = self.data.labels[self.train_cells]
         counts = np.bincount(labels[labels >= 0], minlength=self.network.n_groups)
         present = counts > 0
-        weights = np.where(present, counts.sum() / np.maximum(counts, 1) / max(present.sum(), 1), 0.0)
+        weights = np.where(
+            present, counts.sum() / np.maximum(counts, 1) / max(present.sum(), 1), 0.0
+        )
         return torch.as_tensor(weights, dtype=torch.float32, device=self.device)
 
     def fit(self) -> pd.DataFrame:
@@ -158,7 +188,13 @@ class Trainer:
         -------
         History, one row an epoch.
         """
-        with tqdm(total=self.max_epochs, desc="fit", unit="epoch", disable=not self.progress) as bar:
+        values_per_step = self.batch_size * sum(s.n_features for s in self.network.shapes)
+        with (
+            threads_for(values_per_step),
+            tqdm(
+                total=self.max_epochs, desc="fit", unit="epoch", disable=not self.progress
+            ) as bar,
+        ):
             if self.find_groups:
                 warmup = max(1, round(self.config.warmup * self.max_epochs))
                 self._phase("warmup", warmup, bar, identify=False)
@@ -174,17 +210,26 @@ class Trainer:
 
     def _phase(self, name: str, n_epochs: int, bar: Any, *, identify: bool) -> None:
         """Train for up to `n_epochs`; restore the averaged weights with the best held-out loss."""
-        averaged = AveragedModel(self.network, multi_avg_fn=get_ema_multi_avg_fn(self.config.averaging))
-        optimisers = _Optimisers(self.network, self.config, n_epochs * self._steps_per_epoch(identify))
+        averaged = AveragedModel(
+            self.network, multi_avg_fn=get_ema_multi_avg_fn(self.config.averaging)
+        )
+        optimisers = _Optimisers(
+            self.network, self.config, n_epochs * self._steps_per_epoch(identify)
+        )
         tasks = Tasks(self.network, self.config, self.class_weights)
-        judged = Tasks(averaged.module, self.config, self.class_weights)
+        judged = Tasks(cast("UnitedNetwork", averaged.module), self.config, self.class_weights)
         best, best_epoch, best_state = math.inf, 0, averaged.module.state_dict()
         for epoch in range(n_epochs):
             record = self._epoch(tasks, optimisers, averaged, identify)
             held_out = self._evaluate(judged, identify)
             total = self._total_value(held_out) if held_out else math.nan
             self.rows.append(
-                {"epoch": len(self.rows), "phase": name, "learning_rate": optimisers.rate, "val_total": total}
+                {
+                    "epoch": len(self.rows),
+                    "phase": name,
+                    "learning_rate": optimisers.rate,
+                    "val_total": total,
+                }
                 | {f"train_{term}": value for term, value in record.items()}
                 | {f"val_{term}": value for term, value in held_out.items()}
             )
@@ -202,7 +247,9 @@ class Trainer:
         per_batch = 2 if identify and self.config.alternate else 1
         return math.ceil(len(self.train_cells) / self.batch_size) * per_batch
 
-    def _epoch(self, tasks: Tasks, optimisers: _Optimisers, averaged: AveragedModel, identify: bool) -> dict[str, float]:
+    def _epoch(
+        self, tasks: Tasks, optimisers: _Optimisers, averaged: AveragedModel, identify: bool
+    ) -> dict[str, float]:
         self.network.train()
         values: dict[str, list[float]] = defaultdict(list)
         order = self.train_cells[self.rng.permutation(len(self.train_cells))]
@@ -213,7 +260,9 @@ class Trainer:
                     values[term].append(float(value.detach()))
         return {term: float(np.mean(found)) for term, found in values.items()}
 
-    def _steps(self, tasks: Tasks, batch: Batch, identify: bool, optimisers: _Optimisers) -> Iterator[Terms]:
+    def _steps(
+        self, tasks: Tasks, batch: Batch, identify: bool, optimisers: _Optimisers
+    ) -> Iterator[Terms]:
         """Make the steps of one mini-batch: discriminators, then the tasks, together or in turn."""
         if len(batch) < 2:  # batch statistics and pairs need two cells
             return
@@ -222,7 +271,11 @@ class Trainer:
             if judged:
                 optimisers.step_discriminators(self._total(judged))
                 yield judged
-        rounds = [(True, False), (False, True)] if identify and self.config.alternate else [(True, identify)]
+        rounds = (
+            [(True, False), (False, True)]
+            if identify and self.config.alternate
+            else [(True, identify)]
+        )
         for label_free, identification in rounds:
             codes, observed = tasks.codes(batch)
             terms: Terms = tasks.label_free(batch, codes, observed) if label_free else {}
@@ -234,7 +287,7 @@ class Trainer:
 
     @torch.no_grad()
     def _evaluate(self, tasks: Tasks, identify: bool) -> dict[str, float]:
-        """Mean terms over the held-out cells, in evaluation mode; empty where nothing is held out."""
+        """Mean terms over held-out cells, in evaluation mode; empty where nothing is held out."""
         tasks.network.eval()
         sums: dict[str, float] = defaultdict(float)
         cells_seen: dict[str, int] = defaultdict(int)
@@ -254,7 +307,9 @@ class Trainer:
 
     def _total_value(self, terms: dict[str, float]) -> float:
         """Held-out loss that decides; the generator's is left out, since its opponent moves."""
-        return sum(self.config.weight(term) * value for term, value in terms.items() if term != "generator")
+        return sum(
+            self.config.weight(term) * value for term, value in terms.items() if term != "generator"
+        )
 
     # ------------------------------------------------------------------ groups without labels
 
@@ -267,7 +322,7 @@ class Trainer:
         return torch.cat(parts)
 
     def _start_heads(self) -> None:
-        """Find groups on the fused codes of all cells, fit every head to them, and anchor training there.
+        """Find groups on the fused codes of all cells, fit every head to them, anchor training.
 
         Of several runs the one that agrees best with the others is taken.
         """
@@ -307,7 +362,7 @@ def _fit_head(head: nn.Module, z: Tensor, labels: Tensor) -> None:
 
 
 class _Optimisers:
-    """AdamW for the network with a one-cycle schedule, another for the discriminators; clipped steps."""
+    """AdamW for the network, one-cycle schedule, another for discriminators; clipped steps."""
 
     def __init__(self, network: UnitedNetwork, config: TrainingConfig, n_steps: int) -> None:
         self.clip = config.gradient_clip
@@ -334,7 +389,7 @@ class _Optimisers:
     def step(self, loss: Tensor) -> None:
         """Move the network; the discriminators' weights stay."""
         self.optimiser.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         nn.utils.clip_grad_norm_(self.parameters, self.clip)
         self.optimiser.step()
         self.schedule.step()
@@ -344,6 +399,6 @@ class _Optimisers:
         if self.opponent is None:
             return
         self.opponent.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         nn.utils.clip_grad_norm_(self.opponents, self.clip)
         self.opponent.step()

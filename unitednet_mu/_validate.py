@@ -142,6 +142,8 @@ def obs_column(mdata: MuData, key: str, argument: str) -> pd.Series:
     ``"cell_type"`` and ``"rna:cell_type"`` both work. Where modalities hold the column, each cell
     takes the first modality's value that is not missing; two modalities that disagree are an error.
     """
+    if not isinstance(key, str):
+        raise TypeError(f"{argument}: expected the name of a column, found {type(key).__name__}.")
     if key in mdata.obs:
         return pd.Series(mdata.obs[key])
     modality, _, column = key.partition(":")

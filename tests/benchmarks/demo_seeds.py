@@ -1,6 +1,6 @@
 """The demo's table over several seeds: median and worst of each row.
 
-    python tests/benchmarks/demo_seeds.py [--seeds 0 1 2 3 4]
+python tests/benchmarks/demo_seeds.py [--seeds 0 1 2 3 4]
 """
 
 from __future__ import annotations
