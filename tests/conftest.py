@@ -9,6 +9,10 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 os.environ.setdefault("MPLBACKEND", "Agg")  # no display needed, before anything imports matplotlib
+# one thread each: the sets are small, and test processes may run side by side (numba, which scanpy
+# uses, would otherwise raise the number of OpenMP threads for torch too, halfway through)
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("NUMBA_NUM_THREADS", "1")
 
 import numpy as np
 import pandas as pd

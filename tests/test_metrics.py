@@ -70,8 +70,10 @@ def test_form_and_blocks_change_nothing(matrices, form, monkeypatch: pytest.Monk
     ]
     monkeypatch.setattr(_correlation, "_BLOCK_VALUES", 5 * 60)  # five features at a time
     seen = []
-    dense = metrics._dense
-    monkeypatch.setattr(metrics, "_dense", lambda block: seen.append(block.shape) or dense(block))
+    dense = _correlation._dense
+    monkeypatch.setattr(
+        _correlation, "_dense", lambda block: seen.append(block.shape) or dense(block)
+    )
     blocks = [
         metrics.pearson_per_feature(form(true), predicted.astype(np.float64)),
         metrics.pearson_within_groups(form(true), predicted, groups),

@@ -129,9 +129,8 @@ def test_without_adaptation_the_model_is_the_references(trained: MuData, query: 
 
 def test_adaptation_trains_on_both(trained: MuData, query: MuData) -> None:
     """The verdict is that of held-out cells, and the model kept is the one it names."""
-    un.tl.transfer_labels(
-        query, trained, training={"max_epochs": 8, "learning_rate": 1e-3}, progress=False
-    )
+    settings = {"max_epochs": 8, "patience": 8, "learning_rate": 1e-3}
+    un.tl.transfer_labels(query, trained, training=settings, progress=False)
     record = query.uns["unitednet"]
     assert len(record["history"]) == 8
     assert {"train_cross_entropy", "train_reconstruction", "train_translation"} <= set(

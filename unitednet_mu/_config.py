@@ -114,7 +114,7 @@ class NetworkConfig(_Config):
     activation: str = "leaky_relu"
     batch_norm: bool = True
     dropout: float = 0.3
-    input_dropout: float = 0.8
+    input_dropout: float = 0.75
     linear_path: bool = True
     fusion: Literal["modality", "dimension"] = "modality"
     discriminators: bool = False
@@ -193,7 +193,7 @@ class TrainingConfig(_Config):
     averaging: float = 0.98
     gradient_clip: float = 5.0
     validation_fraction: float = 0.1
-    patience: int = 30
+    patience: int = 20
     loss_weights: Mapping[str, float] = field(default_factory=dict)
     temperature: float = 0.1
     modality_dropout: float = 0.2

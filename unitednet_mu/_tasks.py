@@ -138,21 +138,31 @@ class Tasks:
         fused: Tensor,
         terms: dict[str, list[Tensor]],
     ) -> None:
-        """Add the terms of decoding `target` from its own, every other, and the fused code."""
+        """Add the terms of decoding `target` from its own, every other, and the fused code.
+
+        All codes go through the decoder in one pass, so that batch statistics are of all of them.
+        """
         rows, likelihood = batch.rows[target], self.network.shapes[target].likelihood
         real = self._real(target, x)
+        adversarial = bool(self.network.discriminators) and self.config.weight("generator") > 0
+        jobs: list[tuple[str, bool, Tensor, Tensor]] = []
         for source in [*range(len(batch.x)), None][: len(batch.x) + (len(batch.x) > 1)]:
             name = "reconstruction" if source == target else "translation"
-            judged = (
-                bool(self.network.discriminators)
-                and self.config.weight("generator") > 0
-                and source is not None
-            )
+            judged = adversarial and source is not None
             here = observed[rows].any(1) if source is None else observed[rows, source]
-            if not (self.config.weight(name) or judged) or int(here.sum()) < 2:
-                continue
-            code = (fused if source is None else codes[:, source])[rows[here]]
-            predictor = self.network.decode(target, code, self._one_hot(batch, target, here))
+            if (self.config.weight(name) or judged) and int(here.sum()) >= 2:
+                code = (fused if source is None else codes[:, source])[rows[here]]
+                jobs.append((name, judged, here, code))
+        if not jobs:
+            return
+        one_hot = [self._one_hot(batch, target, here) for _, _, here, _ in jobs]
+        together = torch.cat([code for *_, code in jobs])
+        batches = (
+            torch.cat([o for o in one_hot if o is not None]) if self.network.n_batches else None
+        )
+        decoded = self.network.decode(target, together, batches)
+        parts = decoded.split([len(code) for *_, code in jobs])
+        for (name, judged, here, _), predictor in zip(jobs, parts, strict=True):
             if self.config.weight(name):
                 terms[name].append(_losses.prediction_loss(predictor, real[here], likelihood))
             if judged:

@@ -110,8 +110,8 @@ def default_batch_size(n_cells: int) -> int:
 
 
 def default_epochs(n_cells: int, batch_size: int) -> int:
-    """Epochs that make about 600 steps, at least 20 and at most 200."""
-    return int(np.clip(round(600 * batch_size / max(n_cells, 1)), 20, 200))
+    """Epochs that make about 500 steps, at least 20 and at most 200."""
+    return int(np.clip(round(500 * batch_size / max(n_cells, 1)), 20, 200))
 
 
 class Trainer:
@@ -191,9 +191,7 @@ class Trainer:
         values_per_step = self.batch_size * sum(s.n_features for s in self.network.shapes)
         with (
             threads_for(values_per_step),
-            tqdm(
-                total=self.max_epochs, desc="fit", unit="epoch", disable=not self.progress
-            ) as bar,
+            tqdm(total=self.max_epochs, desc="fit", unit="epoch", disable=not self.progress) as bar,
         ):
             if self.find_groups:
                 warmup = max(1, round(self.config.warmup * self.max_epochs))

@@ -109,6 +109,11 @@ def explain(
         logit) that a feature's departure from the background accounts for. Empty for a group
         without cells to explain.
 
+    Either way:
+
+    ``.uns["unitednet"]["version"]`` : str
+        Version of this package; marks the stem as its own.
+
     Raises
     ------
     TypeError

@@ -49,7 +49,11 @@ def integrate(
     ``.obs["unitednet_group_confidence"]`` : float32
         Its probability.
     ``.obsm["unitednet_probabilities"]`` : float32, cells x groups
-        Probabilities of all groups; their names are ``.uns["unitednet"]["groups"]``.
+        Probabilities of all groups.
+    ``.uns["unitednet"]["groups"]`` : str array
+        Names of the groups.
+    ``.uns["unitednet"]["version"]`` : str
+        Version of this package; marks the stem as its own.
 
     Raises
     ------

@@ -58,6 +58,8 @@ def predict_modality(
         ``.var["expected_r"]`` and ``.var["expected_r_within_groups"]`` the Pearson r on held-out
         cells of the training data (NaN where it was not measured). Embeddings of `mdata` are copied
         into its ``.obsm``. ``.uns["unitednet_prediction"]`` marks it; it is never trained on.
+    ``.uns["unitednet"]["version"]`` : str
+        Version of this package; marks the stem as its own.
 
     Raises
     ------

@@ -77,11 +77,17 @@ def transfer_labels(
     ``.obs["unitednet_label_confidence"]`` : float32
         Calibrated probability of the likeliest label.
     ``.obsm["unitednet_label_probabilities"]`` : float32, cells x labels
-        Probabilities of all labels; their names are ``.uns["unitednet"]["labels"]``.
+        Probabilities of all labels.
+    ``.uns["unitednet"]["labels"]``, ``["groups"]`` : str array
+        Names of the labels.
     ``.uns["unitednet"]["model"]`` : dict
         The model that labelled the cells, adapted or not.
     ``.uns["unitednet"]["transfer"]`` : dict
         Settings, and what held-out cells said about the adaptation.
+    ``.uns["unitednet"]["history"]`` : DataFrame
+        Of the adaptation, with `adapt` only: one row an epoch.
+    ``.uns["unitednet"]["version"]`` : str
+        Version of this package; marks the stem as its own.
 
     Raises
     ------
