@@ -16,8 +16,9 @@ from mudata import MuData
 from . import __version__, datasets, pl, tl
 from ._demo import group_scores, held_out_scores, prepared
 
-#: mudata 0.3 announces its next release, scanpy 1.11 calls what anndata will drop; a donor's 400 cells leave a few
-#: genes without any count; umap says that a seed makes it run on one thread, and looks for an optional part.
+#: mudata 0.3 announces its next release, scanpy 1.11 calls what anndata will drop; a donor's 400
+#: cells leave a few genes without any count; umap says that a seed makes it run on one thread, and
+#: looks for an optional part.
 _EXPECTED_WARNINGS = (
     "From 0.4 .update",
     "The method obs_vector",
