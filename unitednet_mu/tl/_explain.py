@@ -18,6 +18,7 @@ from .._explain_cross import CrossRelevance, cross_relevance
 from .._keys import DEFAULT_STEM, check_key_added
 from .._model import Model
 from .._sample import Sample, choose_sample
+from .._train import threads_for
 from .._validate import as_names, check_mudata, obs_column, unknown_name
 from ._common import resolve_model
 
@@ -277,5 +278,9 @@ class _Job:
     @contextmanager
     def _progress_bar(self) -> Iterator[Progress]:
         total = len(self.sample.cells)
-        with tqdm(total=total, desc="explain", unit="cell", disable=not self.progress) as bar:
+        n_features = sum(len(spec.features) for spec in self.model.info.modalities)
+        with (
+            threads_for(total * n_features),
+            tqdm(total=total, desc="explain", unit="cell", disable=not self.progress) as bar,
+        ):
             yield lambda done: bar.update(done - bar.n)
