@@ -142,6 +142,17 @@ def test_no_labelled_cell_is_no_loss() -> None:
     assert float(torch.autograd.grad(loss, logits)[0].abs().max()) == 0
 
 
+def test_a_class_of_weight_zero_is_no_label() -> None:
+    """Where the only labelled cells are of a class that training never saw, there is no loss."""
+    logits = torch.randn(N, K, requires_grad=True, generator=torch.Generator().manual_seed(0))
+    weights = torch.tensor([1.0, 0.0, 1.0, 1.0])
+    labels = torch.full((N,), -1)
+    labels[:3] = 1
+    loss = _losses.cross_entropy_loss(logits, labels, weights)
+    assert float(loss.detach()) == 0
+    finite_with_gradient(loss, logits)
+
+
 def test_class_weights_make_classes_count_alike(paired: MuData, quick: dict[str, Any]) -> None:
     """Weights are inverse to classes' frequencies among training cells; unused ones weigh 0."""
     specs = [describe_modality(paired, name, None, None, None) for name in ("rna", "adt")]

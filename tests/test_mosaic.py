@@ -13,7 +13,7 @@ from scipy import sparse
 
 import unitednet_mu as un
 from unitednet_mu._compat import quiet_update
-from unitednet_mu._data import open_dataset
+from unitednet_mu._data import ModalitySpec, concatenate, open_dataset
 
 
 def without(mdata: MuData, name: str, cells: np.ndarray) -> MuData:
@@ -240,8 +240,6 @@ def test_a_mini_batch_without_a_modality(quick: dict[str, Any]) -> None:
 
 def test_batches_are_read_and_nothing_is_made_dense(mosaic: MuData) -> None:
     """A mini-batch holds, of each modality, the rows of the cells that have it, in order."""
-    from unitednet_mu._data import ModalitySpec
-
     for adata in mosaic.mod.values():
         adata.X = sparse.csr_matrix(adata.X)
     specs = [
@@ -258,3 +256,40 @@ def test_batches_are_read_and_nothing_is_made_dense(mosaic: MuData) -> None:
         np.testing.assert_array_equal(batch.rows[m], np.flatnonzero(has))
         np.testing.assert_array_equal(batch.x[m], adata[names[has]].X.toarray())
         assert name == specs[m].name
+
+
+@pytest.mark.parametrize("lacking", [None, "rna", "adt"])
+def test_reference_and_query_side_by_side(mosaic: MuData, lacking: str | None) -> None:
+    """Two sets read as one: values, and who lacks what, are those of each on its own."""
+    query = un.datasets.simulate_multimodal(n_obs=40, n_groups=3, missing=0.3, random_state=9)
+    query.mod["rna"].X = sparse.csr_matrix(query.mod["rna"].X)  # beside a dense one
+    mosaic.mod["adt"].X = sparse.csr_matrix(mosaic.mod["adt"].X)
+    query.mod["adt"].X = sparse.csc_matrix(query.mod["adt"].X)
+    if lacking is not None:
+        with quiet_update():
+            del query.mod[lacking]
+            query.update()
+    specs = [
+        ModalitySpec(name, tuple(adata.var_names), "gaussian") for name, adata in mosaic.mod.items()
+    ]
+    first, second = (open_dataset(one, specs, partial=True) for one in (mosaic, query))
+    joint = concatenate(first, second)
+    n = len(first)
+    np.testing.assert_array_equal(joint.observed, np.concatenate([first.observed, second.observed]))
+    assert joint.obs_names.is_unique
+    cells = np.random.default_rng(0).permutation(len(joint))
+    for chunk in (cells[:30], cells[cells < n][:9], cells[cells >= n][:9]):
+        batch = joint.batch(chunk, torch.device("cpu"))
+        for m in range(2):
+            has = joint.observed[chunk, m]
+            rows = [
+                first.sources[m].take(np.array([i]))[0]
+                if i < n
+                else second.sources[m].take(np.array([i - n]))[0]
+                for i in chunk[has]
+            ]
+            np.testing.assert_array_equal(batch.rows[m], np.flatnonzero(has))
+            if rows:
+                np.testing.assert_array_equal(batch.x[m], np.stack(rows))
+            else:
+                assert batch.x[m] is None

@@ -45,8 +45,13 @@ def contrastive_loss(a: Tensor, b: Tensor, groups: Tensor, temperature: float) -
 
 
 def cross_entropy_loss(logits: Tensor, labels: Tensor, class_weights: Tensor | None) -> Tensor:
-    """Class-balanced cross-entropy over labelled cells (label >= 0); zero where there is none."""
+    """Class-balanced cross-entropy over labelled cells (label >= 0); zero where there is none.
+
+    Cells of classes with weight 0, which no training cell has, do not count.
+    """
     labelled = labels >= 0
+    if class_weights is not None:
+        labelled &= class_weights[labels.clamp_min(0)] > 0
     if not bool(labelled.any()):
         return logits.sum() * 0.0
     return F.cross_entropy(logits[labelled], labels[labelled], weight=class_weights)
