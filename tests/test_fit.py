@@ -13,6 +13,7 @@ from scipy import sparse
 from sklearn.metrics import adjusted_rand_score
 
 import unitednet_mu as un
+from unitednet_mu import _data, _model, _train
 from unitednet_mu._config import TrainingConfig
 from unitednet_mu._data import Batch
 from unitednet_mu._network import UnitedNetwork
@@ -687,6 +688,43 @@ def test_form_and_dtype_change_nothing(
     un.tl.predict_modality(mdata, source="rna", target="adt")
     un.tl.explain(mdata, n_cells=4, n_background=4, progress=False)
     un.tl.explain(mdata, source="rna", target="adt", n_cells=4, n_background=4, progress=False)
+
+
+@pytest.mark.parametrize("form", [sparse.csr_matrix, sparse.csc_array])
+def test_sparse_stays_sparse(
+    paired: MuData, quick: dict[str, Any], form: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever is made dense is a mini-batch; no function ever holds a modality as a whole."""
+    for adata in paired.mod.values():
+        adata.X = form(np.where(adata.X > 0.5, adata.X, 0))
+    for module, name in (
+        (_train, "_STATISTICS_BATCH"),
+        (_train, "_EVALUATION_BATCH"),
+        (_data, "_SCAN_ROWS"),
+        (_model, "_INFERENCE_CELLS"),
+    ):
+        assert getattr(module, name) >= 1024
+        monkeypatch.setattr(module, name, 40)
+    dense: list[int] = []
+    for kind in (sparse.csr_matrix, sparse.csr_array, sparse.csc_matrix, sparse.csc_array):
+        plain = kind.toarray
+
+        def watched(self: Any, *args: Any, _plain: Any = plain, **kwargs: Any) -> Any:
+            dense.append(self.shape[0])
+            return _plain(self, *args, **kwargs)
+
+        monkeypatch.setattr(kind, "toarray", watched)
+    un.tl.fit(paired, labels_key="cell_type", **quick)
+    un.tl.fit(paired, n_groups=3, key_added="found", **quick)
+    un.tl.integrate(paired)
+    un.tl.predict_modality(paired, source="rna", target="adt")
+    query = paired[:60].copy()
+    un.tl.transfer_labels(query, paired, training={"max_epochs": 1}, progress=False)
+    un.tl.explain(paired, n_cells=5, n_background=10, progress=False)
+    un.tl.explain(paired, source="rna", target="adt", n_cells=5, n_background=10, progress=False)
+    assert len(dense) > 20
+    assert max(dense) <= 40
+    assert all(sparse.issparse(paired.mod[name].X) for name in ("rna", "adt"))
 
 
 def test_layer_and_use_rep_equal_x(paired: MuData, quick: dict[str, Any]) -> None:
