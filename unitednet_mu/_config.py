@@ -12,8 +12,8 @@ Likelihood = Literal["gaussian", "binary"]
 LIKELIHOODS: tuple[Likelihood, ...] = ("gaussian", "binary")
 ACTIVATIONS = ("leaky_relu", "relu", "elu", "gelu", "tanh", "softplus")
 
-#: Weight of each loss term; 0 switches it off. The paper's (Methods), 1 for the tasks and 0.1 for the
-#: rest, but for the contrastive term, to which it gives 1.
+#: Weight of each loss term; 0 switches it off. Those of the paper (Methods), 1 for the tasks and
+#: 0.1 for the rest, but for the contrastive term, to which it gives 1.
 LOSS_WEIGHTS: Mapping[str, float] = {
     "reconstruction": 1.0,
     "translation": 1.0,
