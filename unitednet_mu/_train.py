@@ -48,8 +48,8 @@ def seeded(seed: int) -> Iterator[None]:
 def threads_for(values_per_step: int) -> Iterator[None]:
     """Run small steps on one thread, and give the caller's number of threads back.
 
-    Waiting for a second thread costs a small step more than it saves; where another process uses
-    the second core, a thousand times more.
+    Waiting for a second thread costs a small step more than it saves, and far more where another
+    process uses the second core.
     """
     before = torch.get_num_threads()
     if values_per_step < _SMALL_STEP:
