@@ -24,6 +24,8 @@ from scipy import sparse
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ._network import Dropout
+
 Values = Any  # rows x features: scipy's CSR matrix or array, or a dense array
 Rows = NDArray[np.intp]
 
@@ -112,7 +114,7 @@ def compile_layers(layer: nn.Module) -> list[Step]:
     kind = type(layer)  # exact: a subclass may compute something else
     if kind is nn.Sequential:
         return [step for child in layer.children() for step in compile_layers(child)]
-    if kind in (nn.Identity, nn.Dropout):
+    if kind in (nn.Identity, nn.Dropout, Dropout):
         return []
     if kind in _POINTWISE:
         return [_pointwise(layer)]

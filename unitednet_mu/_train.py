@@ -16,7 +16,7 @@ import pandas as pd
 import torch
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 from tqdm.auto import tqdm
 
 from ._cluster import consensus_groups
@@ -105,8 +105,8 @@ def split_cells(data: Dataset, fraction: float, seed: int) -> tuple[np.ndarray, 
 
 
 def default_batch_size(n_cells: int) -> int:
-    """Cells per mini-batch: about a quarter of the cells, a power of two from 32 to 512."""
-    return int(np.clip(2 ** round(math.log2(max(n_cells, 1) / 4)), 32, 512))
+    """Cells per mini-batch: about a sixteenth of the cells, a power of two from 64 to 512."""
+    return int(np.clip(2 ** round(math.log2(max(n_cells, 1) / 16)), 64, 512))
 
 
 def default_epochs(n_cells: int, batch_size: int) -> int:
@@ -208,15 +208,13 @@ class Trainer:
 
     def _phase(self, name: str, n_epochs: int, bar: Any, *, identify: bool) -> None:
         """Train for up to `n_epochs`; restore the averaged weights with the best held-out loss."""
-        averaged = AveragedModel(
-            self.network, multi_avg_fn=get_ema_multi_avg_fn(self.config.averaging)
-        )
+        averaged = _RunningAverage(self.network, self.config.averaging)
         optimisers = _Optimisers(
             self.network, self.config, n_epochs * self._steps_per_epoch(identify)
         )
         tasks = Tasks(self.network, self.config, self.class_weights)
-        judged = Tasks(cast("UnitedNetwork", averaged.module), self.config, self.class_weights)
-        best, best_epoch, best_state = math.inf, 0, averaged.module.state_dict()
+        judged = Tasks(averaged.network, self.config, self.class_weights)
+        best, best_epoch, best_state = math.inf, 0, averaged.network.state_dict()
         for epoch in range(n_epochs):
             record = self._epoch(tasks, optimisers, averaged, identify)
             held_out = self._evaluate(judged, identify)
@@ -235,7 +233,7 @@ class Trainer:
             bar.update()
             if not total >= best:  # also where nothing is held out
                 best, best_epoch = total, epoch
-                best_state = copy.deepcopy(averaged.module.state_dict())
+                best_state = copy.deepcopy(averaged.network.state_dict())
             elif epoch - best_epoch >= self.config.patience:
                 bar.total -= n_epochs - epoch - 1
                 break
@@ -246,14 +244,14 @@ class Trainer:
         return math.ceil(len(self.train_cells) / self.batch_size) * per_batch
 
     def _epoch(
-        self, tasks: Tasks, optimisers: _Optimisers, averaged: AveragedModel, identify: bool
+        self, tasks: Tasks, optimisers: _Optimisers, averaged: _RunningAverage, identify: bool
     ) -> dict[str, float]:
         self.network.train()
         values: dict[str, list[float]] = defaultdict(list)
         order = self.train_cells[self.rng.permutation(len(self.train_cells))]
         for _, batch in self.data.batches_of(order, self.batch_size, self.device):
             for terms in self._steps(tasks, batch, identify, optimisers):
-                averaged.update_parameters(self.network)
+                averaged.update()
                 for term, value in terms.items():
                     values[term].append(float(value.detach()))
         return {term: float(np.mean(found)) for term, found in values.items()}
@@ -357,6 +355,23 @@ def _fit_head(head: nn.Module, z: Tensor, labels: Tensor) -> None:
         optimiser.zero_grad(set_to_none=True)
         nn.functional.cross_entropy(head(z)[0], labels).backward()
         optimiser.step()
+
+
+class _RunningAverage:
+    """Exponential running average of a network's weights and statistics, which is what is kept."""
+
+    def __init__(self, network: UnitedNetwork, decay: float) -> None:
+        self.network = copy.deepcopy(network).requires_grad_(False)
+        self._move = get_ema_multi_avg_fn(decay)
+        # listed once: torch's AveragedModel walks the whole module tree at every step
+        kept, moving = (list(n.state_dict(keep_vars=True).values()) for n in (self.network, network))
+        self._pairs = [(a, b) for a, b in zip(kept, moving, strict=True) if a.is_floating_point()]
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Take one step of the network in."""
+        kept, moving = zip(*self._pairs, strict=True)
+        self._move(list(kept), list(moving), None)
 
 
 class _Optimisers:
