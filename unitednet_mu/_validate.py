@@ -171,6 +171,16 @@ def obs_column(mdata: MuData, key: str, argument: str) -> pd.Series:
     return merged
 
 
+def has_obs_column(mdata: MuData, key: str) -> bool:
+    """Whether :func:`obs_column` finds a column of that name."""
+    modality, _, column = key.partition(":")
+    return (
+        key in mdata.obs
+        or any(key in adata.obs for adata in mdata.mod.values())
+        or (modality in mdata.mod and column in mdata.mod[modality].obs)
+    )
+
+
 def _over_all_cells(mdata: MuData, column: pd.Series) -> pd.Series:
     """Spread a modality's column over all cells, missing in others; integers stay integers."""
     if not isinstance(column.dtype, pd.CategoricalDtype):

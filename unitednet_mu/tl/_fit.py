@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -20,11 +21,14 @@ from .._validate import (
     check_labels,
     check_modalities,
     check_mudata,
+    has_obs_column,
     obs_column,
     per_modality,
     unknown_name,
 )
 from ._common import resolve_device
+
+logger = logging.getLogger(__name__)
 
 _AUTO = "auto"
 _FEWEST_CELLS = 10
@@ -239,7 +243,7 @@ def _with_labels(
                 f"{unknown_name('labels_key: label', unknown[0], known)} Pass reset_head=True to "
                 "learn new labels."
             )
-        codes = np.append([info.groups.index(name) for name in names], -1).astype(np.int64)[codes]
+        codes = _positions(codes, names, info.groups)
     else:
         check_labels(codes, names, labels_key)
     data.labels = codes
@@ -260,9 +264,29 @@ def _with_batches(
     if not len(names):
         raise ValueError(f"batch_key={batch_key!r}: expected batches, found every value missing.")
     batches = info.batches or tuple(names)
-    position = {name: index for index, name in enumerate(batches)}
-    data.batches = np.append([position.get(name, -1) for name in names], -1).astype(np.int64)[codes]
+    data.batches = _positions(codes, names, batches)
     return dataclasses.replace(info, batch_key=batch_key, batches=batches)
+
+
+def read_batches(query: MuData, data: Dataset, info: ModelInfo) -> None:
+    """Read the batches of a query into `data`; those that the model does not know are unknown.
+
+    So are all of them where the query has no such column.
+    """
+    if info.batch_key is None:
+        return
+    if not has_obs_column(query, info.batch_key):
+        logger.info("query: no column %r; all of its batches are unknown.", info.batch_key)
+        return
+    codes, names = _levels(query, data, info.batch_key, "batch_key")
+    data.batches = _positions(codes, names, info.batches)
+
+
+def _positions(codes: np.ndarray, names: np.ndarray, known: Sequence[str]) -> np.ndarray:
+    """Turn codes into `names` into positions among `known`, -1 where missing or not among them."""
+    position = {name: index for index, name in enumerate(known)}
+    positions = np.array([*(position.get(name, -1) for name in names), -1], dtype=np.int64)
+    return np.asarray(positions[codes])
 
 
 def _levels(mdata: MuData, data: Dataset, key: str, argument: str) -> tuple[np.ndarray, np.ndarray]:

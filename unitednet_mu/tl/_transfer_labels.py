@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,9 +16,7 @@ from .._keys import DEFAULT_STEM, check_key_added
 from .._model import Model
 from .._validate import check_mudata
 from ._common import resolve_model
-from ._fit import _with_batches, _with_labels
-
-logger = logging.getLogger(__name__)
+from ._fit import _with_batches, _with_labels, read_batches
 
 
 def transfer_labels(
@@ -41,7 +38,9 @@ def transfer_labels(
     Parameters
     ----------
     query
-        Cells to label; features are matched by name, modalities may be missing.
+        Cells to label; features are matched by name, modalities may be missing. Of a model with a
+        `batch_key` adaptation reads that column here too; batches that the model does not know, and
+        a query without the column, count as of unknown batch.
     reference
         MuData that the model was trained on with `labels_key`; holds the model unless `model` is
         given.
@@ -137,6 +136,7 @@ def transfer_labels(
         labelled = found.open(reference)
         info = _with_labels(reference, labelled, info, info.labels_key)
         info = _with_batches(reference, labelled, info, info.batch_key, fixed=True)
+        read_batches(query, data, info)
         found, history, verdict = adapt_model(found, info, labelled, data, progress=progress)
         params |= verdict
     probabilities = found.encode(data).probabilities
