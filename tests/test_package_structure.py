@@ -25,7 +25,8 @@ LAYERS = (
     ("_keys", "_compat"),
     ("_validate",),
     ("_config",),
-    ("_data",),
+    ("_matrix",),
+    ("_data", "_info", "_storage"),
     ("_network",),
     ("_losses",),
     ("_correlation", "_cluster"),
@@ -413,7 +414,7 @@ def test_no_forbidden_statement(path: Path) -> None:
 
 def test_no_long_file(path: Path) -> None:
     """A file past about 400 lines wants splitting."""
-    assert len(path.read_text("utf-8").splitlines()) <= 480
+    assert len(path.read_text("utf-8").splitlines()) <= 420
 
 
 def test_every_module_of_the_package_can_be_imported_first() -> None:
