@@ -16,7 +16,9 @@ from mudata import MuData
 from scipy import sparse
 
 import unitednet_mu as un
+from unitednet_mu import _matrix
 from unitednet_mu._compat import quiet_update
+from unitednet_mu._model import Model
 from unitednet_mu._train import Trainer
 
 RAW = r"modality 'rna' looks like raw counts.*unitednet_mu\.pp"
@@ -428,6 +430,96 @@ def test_whoever_knows_better_is_not_warned(quick: dict[str, Any]) -> None:
     un.tl.fit(mdata, labels_key="cell_type", likelihood={"rna": "gaussian"}, **quick)
     un.pp.rna(mdata)
     un.tl.fit(mdata, labels_key="cell_type", **quick)
+
+
+def counted() -> MuData:
+    """Cells with raw counts in 'rna', the same ones every time."""
+    return un.datasets.simulate_multimodal(
+        n_obs=60, n_groups=2, values={"rna": "counts"}, random_state=1
+    )
+
+
+UNLIKE = r"modality 'rna' looks like raw counts, unlike.* trained on.*unitednet_mu\.pp"
+
+
+@pytest.mark.parametrize("form", [np.asarray, sparse.csr_matrix, sparse.csc_array])
+@pytest.mark.parametrize(
+    "function", ["integrate", "predict_modality", "transfer_labels", "explain", "encode", "fit"]
+)
+def test_counts_for_a_model_of_prepared_values(
+    quick: dict[str, Any], function: str, form: Any
+) -> None:
+    """Whatever reads them says so, at the user's own line; the model says so again from a file."""
+    reference = counted()
+    un.pp.rna(reference)
+    un.tl.fit(reference, labels_key="cell_type", **quick)
+    model = Model.from_dict(un.get.model(reference).to_dict())
+    assert [spec.counts for spec in model.info.modalities] == [False, False]
+    raw = counted()
+    raw.mod["rna"] = raw.mod["rna"][:, reference.mod["rna"].var_names].copy()
+    raw.mod["rna"].X = form(raw.mod["rna"].X.toarray())
+    few = {"n_cells": 3, "n_background": 3, "progress": False}
+    calls: dict[str, Callable[[], Any]] = {
+        "integrate": lambda: un.tl.integrate(raw, model=model),
+        "predict_modality": lambda: un.tl.predict_modality(
+            raw, source="rna", target="adt", model=model
+        ),
+        "transfer_labels": lambda: un.tl.transfer_labels(raw, reference, adapt=False),
+        "explain": lambda: un.tl.explain(raw, model=model, **few),
+        "encode": lambda: model.encode(raw),
+        "fit": lambda: un.tl.fit(raw, model=model, training={"max_epochs": 1}, progress=False),
+    }
+    with pytest.warns(UserWarning, match=UNLIKE) as caught:
+        calls[function]()
+    assert [warning.filename for warning in caught] == [__file__]
+
+
+def test_counts_for_a_model_of_counts(quick: dict[str, Any]) -> None:
+    """What the model was trained on is no surprise, nor are prepared values."""
+    reference = counted()
+    un.tl.fit(reference, labels_key="cell_type", likelihood={"rna": "gaussian"}, **quick)
+    model = Model.from_dict(un.get.model(reference).to_dict())
+    assert [spec.counts for spec in model.info.modalities] == [True, False]
+    un.tl.integrate(counted(), model=model)
+    prepared = counted()
+    un.pp.rna(prepared)
+    un.tl.integrate(prepared, model=model)
+
+
+@pytest.mark.parametrize(
+    ("values", "counts"),
+    [
+        ([0, 3, 10], True),
+        ([0, 3, 9], False),
+        ([-1, 3, 10], False),
+        ([0, 1, 1], False),
+        ([0.5, 3, 9.5], False),
+        ([1e6, 1e6, 12], True),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("form", [np.asarray, sparse.csr_matrix])
+@pytest.mark.parametrize("dtype", [np.float32, np.int64])
+def test_what_looks_like_counts(values: Any, counts: bool, form: Any, dtype: Any) -> None:
+    x = np.tile(np.asarray(values, dtype=dtype), (50, 2))
+    features = pd.Index([f"f{i}" for i in range(6)])
+    assert _matrix.holds_counts(form(x), features, "rna") == counts
+    assert _matrix.scan(form(x), features, "rna").counts == counts
+
+
+@pytest.mark.parametrize("function", ["fit", "integrate"])
+def test_values_are_read_once(
+    fitted: MuData, quick: dict[str, Any], monkeypatch: pytest.MonkeyPatch, function: str
+) -> None:
+    """One pass checks that values are finite and what kind they are."""
+    seen = []
+    finite = _matrix._finite
+    monkeypatch.setattr(_matrix, "_finite", lambda b: seen.append(b.shape) or finite(b))
+    if function == "fit":
+        un.tl.fit(fitted, labels_key="cell_type", **quick)
+    else:
+        un.tl.integrate(fitted)
+    assert seen == [(120, 40), (120, 20)]
 
 
 @pytest.mark.parametrize("form", [np.asarray, sparse.csr_matrix])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -15,8 +14,9 @@ from mudata import MuData
 from torch import Tensor
 
 from . import _validate
+from ._compat import warn_user
 from ._config import LIKELIHOODS, Likelihood
-from ._matrix import Columns, Source, Stacked, check_finite, matrix_of, scan
+from ._matrix import Columns, Source, Stacked, holds_counts, matrix_of, scan
 from ._matrix import ModalitySpec as ModalitySpec
 from ._matrix import to_dense as to_dense
 
@@ -110,10 +110,27 @@ class Dataset:
 
 
 def check_values(data: Dataset) -> None:
-    """Refuse values that are not finite in what a model is about to read."""
+    """Check what a model is about to read, in one pass: values are finite, and like its own.
+
+    Raises
+    ------
+    ValueError
+        NaN or infinite values.
+
+    Warns
+    -----
+    UserWarning
+        Raw counts where the model was trained on something else.
+    """
     for source in data.sources:
-        if source.matrix is not None:
-            check_finite(source.matrix, pd.Index(source.spec.features), source.spec.name)
+        if source.matrix is None:
+            continue
+        spec = source.spec
+        if holds_counts(source.matrix, pd.Index(spec.features), spec.name) and not spec.counts:
+            warn_user(
+                f"modality {spec.name!r} looks like raw counts, unlike the values that the model "
+                "was trained on. Prepare it with unitednet_mu.pp as these were."
+            )
 
 
 def describe_modality(
@@ -143,12 +160,10 @@ def describe_modality(
             f"modality {name!r}: expected features that vary, found every one of them constant."
         )
     if found.constant.any():
-        warnings.warn(
+        warn_user(
             f"modality {name!r}: {int(found.constant.sum())} constant features carry no "
             f"information, {_validate._some(np.asarray(features)[found.constant], 3)}; consider "
-            "dropping them.",
-            UserWarning,
-            stacklevel=4,
+            "dropping them."
         )
     if likelihood not in (None, "auto", *LIKELIHOODS):
         raise ValueError(_validate.unknown_name("likelihood", likelihood, ("auto", *LIKELIHOODS)))
@@ -158,17 +173,16 @@ def describe_modality(
             "binarise."
         )
     if found.counts and likelihood in (None, "auto"):
-        warnings.warn(
+        warn_user(
             f"modality {name!r} looks like raw counts. Prepare it first with unitednet_mu.pp "
             "(pp.rna, pp.protein, pp.atac or pp.prepare), or pass likelihood='gaussian' to train "
-            "on the values as they are.",
-            UserWarning,
-            stacklevel=4,
+            "on the values as they are."
         )
     kind: Likelihood = "binary" if found.binary else "gaussian"
     if likelihood is not None and likelihood != "auto":
         kind = likelihood
-    return ModalitySpec(name, tuple(str(f) for f in features), kind, layer, use_rep)
+    names = tuple(str(f) for f in features)
+    return ModalitySpec(name, names, kind, layer, use_rep, found.counts)
 
 
 def open_dataset(mdata: MuData, specs: Sequence[ModalitySpec], *, partial: bool = False) -> Dataset:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,17 +16,23 @@ from ._compat import is_sparse
 from ._config import Likelihood
 
 _SCAN_ROWS = 4096
+#: Whole numbers that never reach this are levels of something rather than counts.
+_FEW_COUNTS = 10
 
 
 @dataclass(frozen=True)
 class ModalitySpec:
-    """What a model reads of a modality: where, which features, and what kind of values they are."""
+    """What a model reads of a modality: where, which features, and what kind of values they are.
+
+    `counts` says whether the values trained on looked like raw counts.
+    """
 
     name: str
     features: tuple[str, ...]
     likelihood: Likelihood
     layer: str | None = None
     use_rep: str | None = None
+    counts: bool = False
 
 
 @dataclass(frozen=True)
@@ -155,6 +162,30 @@ class Scan:
     constant: np.ndarray
 
 
+class _Kind:
+    """What kind of values the blocks of a matrix hold: only 0 and 1, counts, or neither."""
+
+    def __init__(self) -> None:
+        self.binary = self.integer = True
+        self.low = self.high = 0.0
+
+    def add(self, block: Any) -> None:
+        """Add a block; what a sparse one leaves out is 0."""
+        values = block.data if is_sparse(block) else block
+        self.binary = self.binary and bool(((values == 0) | (values == 1)).all())
+        self.integer = self.integer and (
+            values.dtype.kind in "iub" or bool((values == np.rint(values)).all())
+        )
+        if self.integer and not self.binary:
+            self.low = min(self.low, float(values.min(initial=0)))
+            self.high = max(self.high, float(values.max(initial=0)))
+
+    @property
+    def counts(self) -> bool:
+        """Whether the values look like raw counts."""
+        return self.integer and not self.binary and self.low >= 0 and self.high >= _FEW_COUNTS
+
+
 def scan(matrix: Any, features: pd.Index, name: str) -> Scan:
     """Check values in row blocks: finite in float32, and what kind they are.
 
@@ -165,20 +196,29 @@ def scan(matrix: Any, features: pd.Index, name: str) -> Scan:
     """
     low = np.full(matrix.shape[1], np.inf)
     high = np.full(matrix.shape[1], -np.inf)
-    binary = integer = True
-    for start in range(0, matrix.shape[0], _SCAN_ROWS):
-        block = matrix[start : start + _SCAN_ROWS]
-        values = block.data if is_sparse(block) else block
-        if not _finite(block):
-            _raise_not_finite(matrix, features, name)
-        binary = binary and bool(((values == 0) | (values == 1)).all())
-        integer = integer and (
-            values.dtype.kind in "iub" or bool((values == np.rint(values)).all())
-        )
+    kind = _Kind()
+    for block in _finite_blocks(matrix, features, name):
+        kind.add(block)
         low = np.minimum(low, to_dense(block.min(axis=0)).ravel())
         high = np.maximum(high, to_dense(block.max(axis=0)).ravel())
-    counts = integer and not binary and bool(low.min() >= 0) and bool(high.max() >= 10)
-    return Scan(binary and bool((high > low).any()), counts, high == low)
+    return Scan(kind.binary and bool((high > low).any()), kind.counts, high == low)
+
+
+def holds_counts(matrix: Any, features: pd.Index, name: str) -> bool:
+    """Check that values are finite, as :func:`scan` does, and say whether they look like counts."""
+    kind = _Kind()
+    for block in _finite_blocks(matrix, features, name):
+        kind.add(block)
+    return kind.counts
+
+
+def _finite_blocks(matrix: Any, features: pd.Index, name: str) -> Iterator[Any]:
+    """Blocks of rows; an error where values are not finite."""
+    for start in range(0, matrix.shape[0], _SCAN_ROWS):
+        block = matrix[start : start + _SCAN_ROWS]
+        if not _finite(block):
+            _raise_not_finite(matrix, features, name)
+        yield block
 
 
 def _raise_not_finite(matrix: Any, features: pd.Index, name: str) -> None:
@@ -195,13 +235,6 @@ def _raise_not_finite(matrix: Any, features: pd.Index, name: str) -> None:
         "or drop them; a cell whose whole profile is missing should be left out of that modality: "
         "cells may lack modalities."
     )
-
-
-def check_finite(matrix: Any, features: pd.Index, name: str) -> None:
-    """Refuse NaN and infinite values, as :func:`scan` does."""
-    for start in range(0, matrix.shape[0], _SCAN_ROWS):
-        if not _finite(matrix[start : start + _SCAN_ROWS]):
-            _raise_not_finite(matrix, features, name)
 
 
 def _finite(block: Any) -> bool:

@@ -108,6 +108,11 @@ class Model:
         ------
         ValueError
             Features are missing, values are NaN or infinite, or no cell has any modality.
+
+        Warns
+        -----
+        UserWarning
+            A modality looks like raw counts, and those that the model was trained on did not.
         """
         data = open_dataset(mdata, self.info.modalities, partial=True)
         check_values(data)

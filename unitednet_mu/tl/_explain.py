@@ -125,6 +125,11 @@ def explain(
     RuntimeError
         Attributions do not add up to the output.
 
+    Warns
+    -----
+    UserWarning
+        A modality looks like raw counts, and those that the model was trained on did not.
+
     Notes
     -----
     Shrikumar et al. 2017 (rescale rule), Lundberg & Lee 2017 (averaging over a background).

@@ -129,7 +129,8 @@ def fit(
     Warns
     -----
     UserWarning
-        A modality looks like raw counts, or has constant features.
+        A modality looks like raw counts (with `model`: and those it was trained on did not), or
+        has constant features.
 
     Notes
     -----
@@ -201,10 +202,9 @@ def _describe(
     layers = per_modality(layer, chosen, "layer")
     reps = per_modality(use_rep, chosen, "use_rep")
     kinds = per_modality(likelihood, chosen, "likelihood")
-    specs = []
-    for name in chosen:  # no comprehension: before Python 3.12 it is a frame that warnings count
-        specs.append(describe_modality(mdata, name, layers[name], reps[name], kinds[name]))
-    return specs
+    return [
+        describe_modality(mdata, name, layers[name], reps[name], kinds[name]) for name in chosen
+    ]
 
 
 def _inherited(

@@ -96,6 +96,11 @@ def transfer_labels(
         The model was trained without labels, features are missing, or the threshold is not
         in [0, 1).
 
+    Warns
+    -----
+    UserWarning
+        A modality looks like raw counts, and those that the model was trained on did not.
+
     Examples
     --------
     >>> import unitednet_mu as un
