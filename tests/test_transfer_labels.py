@@ -15,7 +15,9 @@ import unitednet_mu as un
 from unitednet_mu._adapt import adapt_model
 from unitednet_mu._compat import quiet_update
 
-FIXED = {"adapt": False, "progress": False}
+FIXED: dict[str, Any] = {"adapt": False, "progress": False}
+#: Settings by whether there is a (short) adaptation.
+BRIEF = {False: FIXED, True: {"training": {"max_epochs": 2}, "progress": False}}
 
 
 @pytest.fixture
@@ -70,7 +72,7 @@ def test_labels_are_right_on_cells_never_seen(quick: dict[str, Any]) -> None:
             reference,
             adapt=adapt,
             unknown_threshold=0,
-            training={"max_epochs": 3},
+            training={"max_epochs": 3} if adapt else None,
             progress=False,
         )
         assert (query.obs["unitednet_label"].astype(str) == truth.astype(str)).mean() > 0.95
@@ -108,10 +110,8 @@ def test_a_reference_may_have_a_label_unknown(
 
 def test_reference_never_changes(trained: MuData, query: MuData, fingerprint: Any) -> None:
     before = fingerprint(trained)
-    for adapt in (False, True):
-        un.tl.transfer_labels(
-            query, trained, adapt=adapt, training={"max_epochs": 2}, progress=False
-        )
+    for settings in BRIEF.values():
+        un.tl.transfer_labels(query, trained, **settings)
         assert fingerprint(trained) == before
 
 
@@ -213,7 +213,7 @@ def test_labels_of_the_query_are_never_read(trained: MuData, query: MuData) -> N
 def test_query_lacks_a_modality(trained: MuData, query: MuData, lacking: str, adapt: bool) -> None:
     del query.mod[lacking]
     query.update()
-    un.tl.transfer_labels(query, trained, adapt=adapt, training={"max_epochs": 2}, progress=False)
+    un.tl.transfer_labels(query, trained, **BRIEF[adapt])
     assert query.obsm["unitednet_label_probabilities"].shape == (60, 3)
     np.testing.assert_allclose(query.obsm["unitednet_label_probabilities"].sum(1), 1, rtol=1e-5)
     left = "adt" if lacking == "rna" else "rna"
@@ -225,7 +225,7 @@ def test_query_lacks_a_modality(trained: MuData, query: MuData, lacking: str, ad
 
 @pytest.mark.parametrize("adapt", [False, True])
 def test_reordered_features_change_nothing(trained: MuData, query: MuData, adapt: bool) -> None:
-    settings = {"adapt": adapt, "training": {"max_epochs": 2}, "progress": False}
+    settings = BRIEF[adapt]
     un.tl.transfer_labels(query, trained, **settings)
     rng = np.random.default_rng(0)
     with quiet_update():
@@ -249,7 +249,7 @@ def test_reordered_features_change_nothing(trained: MuData, query: MuData, adapt
 def test_query_may_share_names_of_cells_with_the_reference(
     trained: MuData, query: MuData, adapt: bool
 ) -> None:
-    settings = {"adapt": adapt, "training": {"max_epochs": 2}, "progress": False}
+    settings = BRIEF[adapt]
     un.tl.transfer_labels(query, trained, **settings)
     same = query.copy()
     with quiet_update():
@@ -370,10 +370,15 @@ def test_settings_of_the_adaptation(trained: MuData, query: MuData) -> None:
             ValueError,
             "unknown setting 'epochs'; settings are .*'max_epochs'",
         ),
+        (
+            {"adapt": False, "training": {"max_epochs": 3}},
+            ValueError,
+            "training is for adaptation.*leave it out, or pass adapt=True",
+        ),
         ({"model": "model"}, TypeError, "expected a unitednet_mu model .*, found str"),
         ({"key_added": "nothing"}, ValueError, "nothing stored under 'nothing'.*'unitednet'"),
     ],
-    ids=["one", "negative", "training", "model", "stem"],
+    ids=["one", "negative", "training", "no training", "model", "stem"],
 )
 def test_refusals(
     fitted: MuData,

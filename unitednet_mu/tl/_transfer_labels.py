@@ -55,7 +55,7 @@ def transfer_labels(
     model
         Model to use instead of the one stored in `reference`.
     training
-        :class:`TrainingConfig`, or overrides of the adaptation's defaults.
+        :class:`TrainingConfig`, or overrides of the adaptation's defaults; with `adapt` only.
     random_state
         Seed of the adaptation.
     device
@@ -93,8 +93,8 @@ def transfer_labels(
     TypeError
         Either is not a MuData, or `model` not a model.
     ValueError
-        The model was trained without labels, features are missing, or the threshold is not
-        in [0, 1).
+        The model was trained without labels, features are missing, the threshold is not in [0, 1),
+        or `training` is given without `adapt`.
 
     Warns
     -----
@@ -117,6 +117,11 @@ def transfer_labels(
     if not 0 <= unknown_threshold < 1:
         raise ValueError(
             f"unknown_threshold: expected a number in [0, 1), found {unknown_threshold!r}."
+        )
+    if training is not None and not adapt:
+        raise ValueError(
+            "training is for adaptation, and adapt=False trains nothing; leave it out, or pass "
+            "adapt=True."
         )
     found = resolve_model(model, reference, key_added, device)
     if found.info.labels_key is None:
