@@ -346,6 +346,31 @@ def test_labels_that_cannot_be_learned(
     assert "labels" in message
 
 
+@pytest.mark.parametrize("argument", ["labels_key", "batch_key"])
+@pytest.mark.parametrize("own", [False, True], ids=["joint column", "a modality's column"])
+@pytest.mark.parametrize("dtype", ["float64", "float32", "Float64", object])
+def test_a_column_of_measurements(
+    paired: MuData, refused: Any, argument: str, own: bool, dtype: Any
+) -> None:
+    """Every value would be a class of its own."""
+    scores = pd.Series(np.arange(120) % 40 / 4, index=paired.obs_names).astype(dtype)
+    scores.iloc[:3] = pd.NA if dtype == "Float64" else np.nan
+    (paired.mod["rna"] if own else paired).obs["score"] = scores
+    message = refused(paired, **{argument: "score"})
+    assert "column 'score': expected names or whole numbers, found 40 different numbers" in message
+    assert "[0.0, 0.25, 0.5, ...]" in message
+    assert "Bin them (pandas.cut), or make the column categorical" in message
+
+
+@pytest.mark.parametrize("argument", ["labels_key", "batch_key"])
+@pytest.mark.parametrize("form", [list, pd.Categorical, lambda names: range(len(names))])
+def test_a_column_of_identifiers(paired: MuData, refused: Any, argument: str, form: Any) -> None:
+    paired.obs["barcode"] = form([f"{i:03}-1" for i in range(120)])
+    message = refused(paired, **{argument: "barcode"})
+    assert f"{argument}='barcode': expected cells that share a value" in message
+    assert "found 120 different values in 120 cells" in message
+
+
 def test_modalities_that_disagree(paired: MuData, refused: Any) -> None:
     paired.mod["rna"].obs["kind"] = ["B", "T"] * 60
     paired.mod["adt"].obs["kind"] = ["B"] * 120
@@ -357,18 +382,20 @@ def test_modalities_that_disagree(paired: MuData, refused: Any) -> None:
     [
         (["CD4/CD8", "G/M prog", "αβ T 細胞"], ["CD4/CD8", "G/M prog", "αβ T 細胞"]),
         ([3, 20, 100], ["3", "20", "100"]),
-        ([1.5, 2.0, 10.0], ["1.5", "2.0", "10.0"]),
+        ([1.0, 2.0, 10.0], ["1", "2", "10"]),
+        ([np.int8(1), np.nan, 20], ["1", "20"]),
+        (pd.Categorical([1.5, 2.0, 10.0]), ["1.5", "2", "10"]),
         ([False, True], ["False", "True"]),
         ([" ", "\t", "a.b"], ["\t", " ", "a.b"]),
     ],
-    ids=["text", "int", "float", "bool", "blank"],
+    ids=["text", "int", "float", "int and missing", "categories", "bool", "blank"],
 )
 def test_any_name_of_a_group_will_do(
     paired: MuData, quick: dict[str, Any], tmp_path: Path, names: list[Any], expected: list[str]
 ) -> None:
     """Nothing nests in files, and numbers keep their order."""
-    values = [names[i % len(names)] for i in range(120)]
-    paired.obs["labels"] = pd.Series(values, index=paired.obs_names)
+    values = pd.Series(names)[np.arange(120) % len(names)]
+    paired.obs["labels"] = values.set_axis(paired.obs_names)
     un.tl.fit(paired, labels_key="labels", **quick)
     un.tl.integrate(paired)
     un.tl.explain(paired, n_cells=3, n_background=3, progress=False)

@@ -21,6 +21,7 @@ from .._validate import (
     check_labels,
     check_modalities,
     check_mudata,
+    check_shared,
     has_obs_column,
     obs_column,
     per_modality,
@@ -123,8 +124,8 @@ def fit(
         `mdata` is not a MuData, or settings are of the wrong type.
     ValueError
         Both `labels_key` and `n_groups`; an unknown modality, column, layer or setting; one class
-        only or all labels missing; NaN or infinite values; too few cells. Nothing is trained or
-        written then.
+        only or all labels missing; a column of measurements or identifiers; NaN or infinite
+        values; too few cells. Nothing is trained or written then.
 
     Warns
     -----
@@ -246,6 +247,7 @@ def _with_labels(
         codes = _positions(codes, names, info.groups)
     else:
         check_labels(codes, names, labels_key)
+        check_shared(codes, names, "labels_key", labels_key)
     data.labels = codes
     return dataclasses.replace(info, labels_key=labels_key, groups=info.groups or tuple(names))
 
@@ -263,6 +265,8 @@ def _with_batches(
     codes, names = _levels(mdata, data, batch_key, "batch_key")
     if not len(names):
         raise ValueError(f"batch_key={batch_key!r}: expected batches, found every value missing.")
+    if not info.batches:
+        check_shared(codes, names, "batch_key", batch_key)
     batches = info.batches or tuple(names)
     data.batches = _positions(codes, names, batches)
     return dataclasses.replace(info, batch_key=batch_key, batches=batches)
