@@ -142,6 +142,15 @@ def test_confusion_counts_and_normalises() -> None:
     np.testing.assert_allclose(share.loc["T"], [0, 2 / 3, 1 / 3])
 
 
+def test_whole_numbers_have_one_name() -> None:
+    """As floats, which missing values make of them, too: so `tl.fit` names its groups."""
+    true = pd.Series([1.0, 2.0, None, 1.0])
+    table = metrics.confusion(true, ["1", "2", "1", "unknown"])
+    assert table.index.tolist() == ["1", "2"]
+    assert table.columns.tolist() == ["1", "2", "unknown"]
+    assert table.to_numpy().tolist() == [[1, 0, 1], [0, 1, 0]]
+
+
 def test_classification_scores_are_sklearns(rng) -> None:
     true = np.asarray(["B", "NK", "T"])[rng.integers(0, 3, 90)]
     predicted = np.where(rng.random(90) < 0.6, true, "T")

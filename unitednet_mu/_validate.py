@@ -195,8 +195,8 @@ def _over_all_cells(mdata: MuData, column: pd.Series) -> pd.Series:
 def as_names(column: pd.Series) -> tuple[np.ndarray, np.ndarray]:
     """Return codes (int64, -1 where missing) and the names of the levels in use, as strings.
 
-    Levels keep their categorical order, others are sorted. Whole numbers are named without a
-    decimal point, as floats too (so that missing values beside them change no name).
+    Levels keep their categorical order, others are sorted. Missing values beside whole numbers,
+    which make them floats, change no name.
 
     Raises
     ------
@@ -210,12 +210,17 @@ def as_names(column: pd.Series) -> tuple[np.ndarray, np.ndarray]:
         levels = pd.Index(_sorted(levels))
         values = values.cat.reorder_categories(levels)
         _check_no_measurements(column.name, levels)
-    names = np.asarray([str(int(x)) if _is_whole(x) else str(x) for x in levels], dtype=object)
+    names = np.asarray([level_name(x) for x in levels], dtype=object)
     if len(set(names)) != len(names):
         raise ValueError(
             f"column {column.name!r}: levels are not distinct as text: {_some(names)}."
         )
     return values.cat.codes.to_numpy(np.int64, copy=True), names
+
+
+def level_name(value: Any) -> str:
+    """Name of a level as text: whole numbers without a decimal point, as floats too."""
+    return str(int(value)) if _is_whole(value) else str(value)
 
 
 def _is_whole(value: Any) -> bool:
