@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -316,6 +317,45 @@ def test_impossible_choices(
     paired: MuData, refused: Any, settings: dict[str, Any], error: type[Exception], expected: str
 ) -> None:
     assert expected in refused(paired, error, **settings)
+
+
+SEEDED: dict[str, Callable[[MuData, Any], Any]] = {
+    "fit": lambda m, seed: un.tl.fit(m, random_state=seed, progress=False),
+    "explain": lambda m, seed: un.tl.explain(m, random_state=seed, progress=False),
+    "transfer_labels": lambda m, seed: un.tl.transfer_labels(
+        m, m, random_state=seed, progress=False
+    ),
+    "simulate_multimodal": lambda _, seed: un.datasets.simulate_multimodal(random_state=seed),
+}
+
+
+@pytest.mark.parametrize("function", SEEDED)
+@pytest.mark.parametrize("seed", [-1, 2**32, 1.5, "a", None, True, np.nan], ids=repr)
+def test_seeds_that_are_none(
+    fitted: MuData, untrained: None, fingerprint: Any, function: str, seed: Any
+) -> None:
+    before = fingerprint(fitted)
+    with pytest.raises(ValueError) as caught:
+        SEEDED[function](fitted, seed)
+    expected = f"random_state: expected an integer from 0 to 2**32 - 1, found {seed!r}."
+    assert str(caught.value) == expected
+    assert fingerprint(fitted) == before
+
+
+def test_all_functions_with_a_seed_are_tested() -> None:
+    modules = (un.tl, un.pp, un.pl, un.get, un.datasets, un.metrics)
+    functions = [getattr(module, name) for module in modules for name in module.__all__]
+    seeded = {f.__name__ for f in functions if "random_state" in inspect.signature(f).parameters}
+    assert seeded == set(SEEDED)
+
+
+@pytest.mark.parametrize("seed", [np.int64(7), 2**32 - 1], ids=repr)
+def test_any_seed_will_do(paired: MuData, quick: dict[str, Any], seed: Any) -> None:
+    un.tl.fit(paired, labels_key="cell_type", random_state=seed, **quick)
+    assert un.get.model(paired).info.random_state == int(seed)
+    un.tl.explain(paired, n_cells=2, n_background=2, random_state=seed, progress=False)
+    settings = {"training": {"max_epochs": 1}, "progress": False}
+    un.tl.transfer_labels(paired[:20].copy(), paired, random_state=seed, **settings)
 
 
 # ------------------------------------------------------------------ labels

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Mapping, Sequence
-from numbers import Real
+from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
@@ -173,6 +173,23 @@ def obs_column(mdata: MuData, key: str, argument: str) -> pd.Series:
         levels = dict.fromkeys(level for column in found for level in column.cat.categories)
         merged = merged.astype(pd.CategoricalDtype(list(levels)))
     return merged
+
+
+def check_random_state(random_state: object) -> int:
+    """Return a seed that numpy, torch and scikit-learn all take.
+
+    Raises
+    ------
+    ValueError
+        Not an integer from 0 to 2**32 - 1.
+    """
+    if isinstance(random_state, Integral) and not isinstance(random_state, bool):
+        seed = int(random_state)
+        if 0 <= seed < 2**32:
+            return seed
+    raise ValueError(
+        f"random_state: expected an integer from 0 to 2**32 - 1, found {random_state!r}."
+    )
 
 
 def has_obs_column(mdata: MuData, key: str) -> bool:

@@ -19,7 +19,7 @@ from .._keys import DEFAULT_STEM, check_key_added
 from .._model import Model
 from .._sample import Sample, choose_sample
 from .._train import threads_for
-from .._validate import as_names, check_mudata, obs_column, unknown_name
+from .._validate import as_names, check_mudata, check_random_state, obs_column, unknown_name
 from ._common import resolve_model
 
 #: Pairs of features beyond which only the strongest are kept by default.
@@ -145,6 +145,7 @@ def explain(
     """
     check_mudata(mdata)
     keys = check_key_added(mdata, key_added)
+    seed = check_random_state(random_state)
     _check_choice(source, target, output, top_k, transform_batch)
     found = resolve_model(model, mdata, key_added, device)
     explained = _explained(found, source, target)
@@ -158,14 +159,14 @@ def explain(
         n_background=n_background,
         cells=cells,
         background=background,
-        seed=random_state,
+        seed=seed,
     )
     job = _Job(found, data, groups, sample, progress)
     params = {
         "cells": np.asarray(data.obs_names[sample.cells], dtype=str),
         "background": np.asarray(data.obs_names[sample.background], dtype=str),
         "groupby": groupby or "",
-        "random_state": int(random_state),
+        "random_state": seed,
     }
     if source is None or target is None:
         whole = job.explain_groups(output)

@@ -21,6 +21,7 @@ from .._validate import (
     check_labels,
     check_modalities,
     check_mudata,
+    check_random_state,
     check_shared,
     has_obs_column,
     obs_column,
@@ -148,6 +149,7 @@ def fit(
     check_mudata(mdata)
     keys = check_key_added(mdata, key_added)
     _check_choice(labels_key, n_groups, model, reset_head)
+    seed = check_random_state(random_state)
     on = resolve_device(device)
     settings = TrainingConfig.build(training)
     if model is None:
@@ -157,7 +159,7 @@ def fit(
         info = _inherited(
             model, labels_key, n_groups, reset_head, modalities, layer, use_rep, likelihood, network
         )
-    info = dataclasses.replace(info, training=settings, random_state=int(random_state))
+    info = dataclasses.replace(info, training=settings, random_state=seed)
     data = open_dataset(mdata, info.modalities) if model is None else model.open(mdata)
     info = _with_labels(mdata, data, info, labels_key or info.labels_key)
     info = _with_batches(mdata, data, info, batch_key or info.batch_key, fixed=model is not None)

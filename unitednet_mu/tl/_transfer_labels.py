@@ -14,7 +14,7 @@ from .._adapt import ADAPTATION, adapt_model
 from .._config import TrainingConfig
 from .._keys import DEFAULT_STEM, check_key_added
 from .._model import Model
-from .._validate import check_mudata
+from .._validate import check_mudata, check_random_state
 from ._common import resolve_model
 from ._fit import _with_batches, _with_labels, read_batches
 
@@ -114,6 +114,7 @@ def transfer_labels(
     check_mudata(query, "query")
     check_mudata(reference, "reference")
     keys = check_key_added(query, key_added)
+    seed = check_random_state(random_state)
     if not 0 <= unknown_threshold < 1:
         raise ValueError(
             f"unknown_threshold: expected a number in [0, 1), found {unknown_threshold!r}."
@@ -142,7 +143,7 @@ def transfer_labels(
     if not data.observed.any():
         raise ValueError(f"query: expected cells with {found.modality_names}, found none.")
     if adapt:
-        info = dataclasses.replace(found.info, training=config, random_state=int(random_state))
+        info = dataclasses.replace(found.info, training=config, random_state=seed)
         labelled = found.open(reference)
         info = _with_labels(reference, labelled, info, info.labels_key)
         info = _with_batches(reference, labelled, info, info.batch_key, fixed=True)
