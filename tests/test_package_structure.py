@@ -22,7 +22,7 @@ from unitednet_mu import _config, _model
 ROOT = Path(un.__file__).parent
 #: What may import what: a file imports files of its own line or of lines above, never of one below.
 LAYERS = (
-    ("_keys", "_compat"),
+    ("_keys", "_compat", "_plain"),
     ("_validate",),
     ("_config",),
     ("_matrix",),
@@ -32,6 +32,7 @@ LAYERS = (
     ("_correlation", "_cluster"),
     ("_tasks",),
     ("_train",),
+    ("_rebuild",),
     ("_model",),
     ("_fit",),
     ("_adapt",),

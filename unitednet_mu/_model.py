@@ -16,7 +16,8 @@ from torch.nn import functional as F
 from . import _storage
 from ._data import Batch, Dataset, check_values, open_dataset
 from ._info import ModelInfo as ModelInfo
-from ._network import ModalityShape, UnitedNetwork
+from ._network import UnitedNetwork
+from ._rebuild import rebuild
 from ._validate import unknown_name
 
 _INFERENCE_CELLS = 2048
@@ -234,7 +235,6 @@ class Model:
             if transform_batch is not None
             else [i for i, measured in enumerate(self.info.batch_measured) if measured[m]]
         )
-        chosen = chosen or list(range(len(names)))  # measured in cells of unknown batch only
         # measured only in cells of unknown batch: the mean over all batches
         index = torch.tensor(chosen or range(len(names)), dtype=torch.long)
         return F.one_hot(index, max(len(names), 1)).float().to(self.device)
@@ -255,38 +255,6 @@ class Model:
         }
         return state | {f"accuracy.{k}": torch.from_numpy(v) for k, v in self.accuracy.items()}
 
-    @classmethod
-    def _assemble(cls, tensors: Mapping[str, Tensor], text: str) -> Self:
-        info = ModelInfo.from_json(text)
-        shapes = [ModalityShape(len(spec.features), spec.likelihood) for spec in info.modalities]
-        with torch.random.fork_rng(devices=[]):  # initial weights are drawn, then replaced
-            network = UnitedNetwork(shapes, len(info.groups), len(info.batches), info.network)
-        state = {
-            k.removeprefix("network."): v for k, v in tensors.items() if k.startswith("network.")
-        }
-        bad = [
-            k
-            for k, v in state.items()
-            if v.is_floating_point() and not bool(torch.isfinite(v).all())
-        ]
-        if bad:
-            raise ValueError(
-                f"model: expected finite weights, found NaN or infinite values in {bad[0]!r}."
-            )
-        try:
-            network.load_state_dict(state)
-        except RuntimeError as error:
-            raise ValueError(
-                "model: the stored weights do not fit the stored settings "
-                f"({str(error).splitlines()[-1].strip()})."
-            ) from error
-        accuracy = {
-            k.removeprefix("accuracy."): v.numpy()
-            for k, v in tensors.items()
-            if k.startswith("accuracy.")
-        }
-        return cls(network, info, accuracy)
-
     def to_dict(self) -> dict[str, Any]:
         """Form stored in ``.uns``: safetensors bytes as a uint8 array, JSON text, checksum."""
         return _storage.to_entries(self._tensors(), self.info.to_json())
@@ -300,7 +268,7 @@ class Model:
         ValueError
             Parts are missing, the checksum differs, or weights and settings do not fit.
         """
-        return cls._assemble(*_storage.from_entries(stored))
+        return cls(*rebuild(*_storage.from_entries(stored)))
 
     def save(self, path: str | Path) -> None:
         """Write the model to one safetensors file (settings in its metadata; no pickle)."""
@@ -317,7 +285,7 @@ class Model:
         ValueError
             The file is no model of this package, or it is damaged.
         """
-        return cls._assemble(*_storage.from_file(path))
+        return cls(*rebuild(*_storage.from_file(path)))
 
 
 def as_list(names: str | Sequence[str]) -> list[str]:
