@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from pathlib import Path
 from typing import Any, Self
 
@@ -211,11 +212,12 @@ class Model:
             for start in range(0, len(cells), _INFERENCE_CELLS):
                 chunk = cells[start : start + _INFERENCE_CELLS]
                 code = torch.from_numpy(fused[chunk]).to(self.device)
-                predictions = [
+                predictions = (  # one at a time, however many batches
                     self.network.to_units(m, self.network.decode(m, code, vector))
                     for vector in self._expanded(batches, len(chunk))
-                ]
-                out[chunk] = torch.stack(predictions).mean(0).cpu().numpy()
+                )
+                mean = reduce(torch.add, predictions) / max(len(batches), 1)
+                out[chunk] = mean.cpu().numpy()
         return out
 
     def batch_vectors(self, target: str, transform_batch: str | None) -> Tensor:
