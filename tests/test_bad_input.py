@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +17,9 @@ from mudata import MuData
 from scipy import sparse
 
 import unitednet_mu as un
+from unitednet_mu import _matrix
 from unitednet_mu._compat import quiet_update
+from unitednet_mu._model import Model
 from unitednet_mu._train import Trainer
 
 RAW = r"modality 'rna' looks like raw counts.*unitednet_mu\.pp"
@@ -316,6 +319,45 @@ def test_impossible_choices(
     assert expected in refused(paired, error, **settings)
 
 
+SEEDED: dict[str, Callable[[MuData, Any], Any]] = {
+    "fit": lambda m, seed: un.tl.fit(m, random_state=seed, progress=False),
+    "explain": lambda m, seed: un.tl.explain(m, random_state=seed, progress=False),
+    "transfer_labels": lambda m, seed: un.tl.transfer_labels(
+        m, m, random_state=seed, progress=False
+    ),
+    "simulate_multimodal": lambda _, seed: un.datasets.simulate_multimodal(random_state=seed),
+}
+
+
+@pytest.mark.parametrize("function", SEEDED)
+@pytest.mark.parametrize("seed", [-1, 2**32, 1.5, "a", None, True, np.nan], ids=repr)
+def test_seeds_that_are_none(
+    fitted: MuData, untrained: None, fingerprint: Any, function: str, seed: Any
+) -> None:
+    before = fingerprint(fitted)
+    with pytest.raises(ValueError) as caught:
+        SEEDED[function](fitted, seed)
+    expected = f"random_state: expected an integer from 0 to 2**32 - 1, found {seed!r}."
+    assert str(caught.value) == expected
+    assert fingerprint(fitted) == before
+
+
+def test_all_functions_with_a_seed_are_tested() -> None:
+    modules = (un.tl, un.pp, un.pl, un.get, un.datasets, un.metrics)
+    functions = [getattr(module, name) for module in modules for name in module.__all__]
+    seeded = {f.__name__ for f in functions if "random_state" in inspect.signature(f).parameters}
+    assert seeded == set(SEEDED)
+
+
+@pytest.mark.parametrize("seed", [np.int64(7), 2**32 - 1], ids=repr)
+def test_any_seed_will_do(paired: MuData, quick: dict[str, Any], seed: Any) -> None:
+    un.tl.fit(paired, labels_key="cell_type", random_state=seed, **quick)
+    assert un.get.model(paired).info.random_state == int(seed)
+    un.tl.explain(paired, n_cells=2, n_background=2, random_state=seed, progress=False)
+    settings = {"training": {"max_epochs": 1}, "progress": False}
+    un.tl.transfer_labels(paired[:20].copy(), paired, random_state=seed, **settings)
+
+
 # ------------------------------------------------------------------ labels
 
 
@@ -344,6 +386,31 @@ def test_labels_that_cannot_be_learned(
     assert "labels" in message
 
 
+@pytest.mark.parametrize("argument", ["labels_key", "batch_key"])
+@pytest.mark.parametrize("own", [False, True], ids=["joint column", "a modality's column"])
+@pytest.mark.parametrize("dtype", ["float64", "float32", "Float64", object])
+def test_a_column_of_measurements(
+    paired: MuData, refused: Any, argument: str, own: bool, dtype: Any
+) -> None:
+    """Every value would be a class of its own."""
+    scores = pd.Series(np.arange(120) % 40 / 4, index=paired.obs_names).astype(dtype)
+    scores.iloc[:3] = pd.NA if dtype == "Float64" else np.nan
+    (paired.mod["rna"] if own else paired).obs["score"] = scores
+    message = refused(paired, **{argument: "score"})
+    assert "column 'score': expected names or whole numbers, found 40 different numbers" in message
+    assert "[0.0, 0.25, 0.5, ...]" in message
+    assert "Bin them (pandas.cut), or make the column categorical" in message
+
+
+@pytest.mark.parametrize("argument", ["labels_key", "batch_key"])
+@pytest.mark.parametrize("form", [list, pd.Categorical, lambda names: range(len(names))])
+def test_a_column_of_identifiers(paired: MuData, refused: Any, argument: str, form: Any) -> None:
+    paired.obs["barcode"] = form([f"{i:03}-1" for i in range(120)])
+    message = refused(paired, **{argument: "barcode"})
+    assert f"{argument}='barcode': expected cells that share a value" in message
+    assert "found 120 different values in 120 cells" in message
+
+
 def test_modalities_that_disagree(paired: MuData, refused: Any) -> None:
     paired.mod["rna"].obs["kind"] = ["B", "T"] * 60
     paired.mod["adt"].obs["kind"] = ["B"] * 120
@@ -355,18 +422,20 @@ def test_modalities_that_disagree(paired: MuData, refused: Any) -> None:
     [
         (["CD4/CD8", "G/M prog", "αβ T 細胞"], ["CD4/CD8", "G/M prog", "αβ T 細胞"]),
         ([3, 20, 100], ["3", "20", "100"]),
-        ([1.5, 2.0, 10.0], ["1.5", "2.0", "10.0"]),
+        ([1.0, 2.0, 10.0], ["1", "2", "10"]),
+        ([np.int8(1), np.nan, 20], ["1", "20"]),
+        (pd.Categorical([1.5, 2.0, 10.0]), ["1.5", "2", "10"]),
         ([False, True], ["False", "True"]),
         ([" ", "\t", "a.b"], ["\t", " ", "a.b"]),
     ],
-    ids=["text", "int", "float", "bool", "blank"],
+    ids=["text", "int", "float", "int and missing", "categories", "bool", "blank"],
 )
 def test_any_name_of_a_group_will_do(
     paired: MuData, quick: dict[str, Any], tmp_path: Path, names: list[Any], expected: list[str]
 ) -> None:
     """Nothing nests in files, and numbers keep their order."""
-    values = [names[i % len(names)] for i in range(120)]
-    paired.obs["labels"] = pd.Series(values, index=paired.obs_names)
+    values = pd.Series(names)[np.arange(120) % len(names)]
+    paired.obs["labels"] = values.set_axis(paired.obs_names)
     un.tl.fit(paired, labels_key="labels", **quick)
     un.tl.integrate(paired)
     un.tl.explain(paired, n_cells=3, n_background=3, progress=False)
@@ -428,6 +497,96 @@ def test_whoever_knows_better_is_not_warned(quick: dict[str, Any]) -> None:
     un.tl.fit(mdata, labels_key="cell_type", likelihood={"rna": "gaussian"}, **quick)
     un.pp.rna(mdata)
     un.tl.fit(mdata, labels_key="cell_type", **quick)
+
+
+def counted() -> MuData:
+    """Cells with raw counts in 'rna', the same ones every time."""
+    return un.datasets.simulate_multimodal(
+        n_obs=60, n_groups=2, values={"rna": "counts"}, random_state=1
+    )
+
+
+UNLIKE = r"modality 'rna' looks like raw counts, unlike.* trained on.*unitednet_mu\.pp"
+
+
+@pytest.mark.parametrize("form", [np.asarray, sparse.csr_matrix, sparse.csc_array])
+@pytest.mark.parametrize(
+    "function", ["integrate", "predict_modality", "transfer_labels", "explain", "encode", "fit"]
+)
+def test_counts_for_a_model_of_prepared_values(
+    quick: dict[str, Any], function: str, form: Any
+) -> None:
+    """Whatever reads them says so, at the user's own line; the model says so again from a file."""
+    reference = counted()
+    un.pp.rna(reference)
+    un.tl.fit(reference, labels_key="cell_type", **quick)
+    model = Model.from_dict(un.get.model(reference).to_dict())
+    assert [spec.counts for spec in model.info.modalities] == [False, False]
+    raw = counted()
+    raw.mod["rna"] = raw.mod["rna"][:, reference.mod["rna"].var_names].copy()
+    raw.mod["rna"].X = form(raw.mod["rna"].X.toarray())
+    few = {"n_cells": 3, "n_background": 3, "progress": False}
+    calls: dict[str, Callable[[], Any]] = {
+        "integrate": lambda: un.tl.integrate(raw, model=model),
+        "predict_modality": lambda: un.tl.predict_modality(
+            raw, source="rna", target="adt", model=model
+        ),
+        "transfer_labels": lambda: un.tl.transfer_labels(raw, reference, adapt=False),
+        "explain": lambda: un.tl.explain(raw, model=model, **few),
+        "encode": lambda: model.encode(raw),
+        "fit": lambda: un.tl.fit(raw, model=model, training={"max_epochs": 1}, progress=False),
+    }
+    with pytest.warns(UserWarning, match=UNLIKE) as caught:
+        calls[function]()
+    assert [warning.filename for warning in caught] == [__file__]
+
+
+def test_counts_for_a_model_of_counts(quick: dict[str, Any]) -> None:
+    """What the model was trained on is no surprise, nor are prepared values."""
+    reference = counted()
+    un.tl.fit(reference, labels_key="cell_type", likelihood={"rna": "gaussian"}, **quick)
+    model = Model.from_dict(un.get.model(reference).to_dict())
+    assert [spec.counts for spec in model.info.modalities] == [True, False]
+    un.tl.integrate(counted(), model=model)
+    prepared = counted()
+    un.pp.rna(prepared)
+    un.tl.integrate(prepared, model=model)
+
+
+@pytest.mark.parametrize(
+    ("values", "counts"),
+    [
+        ([0, 3, 10], True),
+        ([0, 3, 9], False),
+        ([-1, 3, 10], False),
+        ([0, 1, 1], False),
+        ([0.5, 3, 9.5], False),
+        ([1e6, 1e6, 12], True),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("form", [np.asarray, sparse.csr_matrix])
+@pytest.mark.parametrize("dtype", [np.float32, np.int64])
+def test_what_looks_like_counts(values: Any, counts: bool, form: Any, dtype: Any) -> None:
+    x = np.tile(np.asarray(values, dtype=dtype), (50, 2))
+    features = pd.Index([f"f{i}" for i in range(6)])
+    assert _matrix.holds_counts(form(x), features, "rna") == counts
+    assert _matrix.scan(form(x), features, "rna").counts == counts
+
+
+@pytest.mark.parametrize("function", ["fit", "integrate"])
+def test_values_are_read_once(
+    fitted: MuData, quick: dict[str, Any], monkeypatch: pytest.MonkeyPatch, function: str
+) -> None:
+    """One pass checks that values are finite and what kind they are."""
+    seen = []
+    finite = _matrix._finite
+    monkeypatch.setattr(_matrix, "_finite", lambda b: seen.append(b.shape) or finite(b))
+    if function == "fit":
+        un.tl.fit(fitted, labels_key="cell_type", **quick)
+    else:
+        un.tl.integrate(fitted)
+    assert seen == [(120, 40), (120, 20)]
 
 
 @pytest.mark.parametrize("form", [np.asarray, sparse.csr_matrix])

@@ -375,6 +375,18 @@ def test_binary_target_in_logits(quick: dict[str, Any]) -> None:
             {"source": "rna", "target": "adt", "transform_batch": "b"},
             "transform_batch 'b' not found",
         ),
+        (
+            {"transform_batch": "batch0"},
+            "transform_batch is for cross-modal relevance, and groups are explained here; name "
+            "source and target, or leave it out",
+        ),
+        ({"top_k": 10}, "top_k is for cross-modal relevance"),
+        ({"top_k": None}, "top_k is for cross-modal relevance"),
+        (
+            {"source": "rna", "target": "adt", "output": "probabilities"},
+            "output is for group relevance, and 'adt' is explained by 'rna' here; leave out source "
+            "and target, or output",
+        ),
         ({"key_added": "nothing"}, "nothing stored under 'nothing'"),
     ],
     ids=lambda value: "" if isinstance(value, str) else "+".join(value),

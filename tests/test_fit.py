@@ -13,7 +13,7 @@ from scipy import sparse
 from sklearn.metrics import adjusted_rand_score
 
 import unitednet_mu as un
-from unitednet_mu import _data, _model, _train
+from unitednet_mu import _matrix, _model, _train
 from unitednet_mu._config import TrainingConfig
 from unitednet_mu._data import Batch
 from unitednet_mu._network import UnitedNetwork
@@ -700,7 +700,7 @@ def test_sparse_stays_sparse(
     for module, name in (
         (_train, "_STATISTICS_BATCH"),
         (_train, "_EVALUATION_BATCH"),
-        (_data, "_SCAN_ROWS"),
+        (_matrix, "_SCAN_ROWS"),
         (_model, "_INFERENCE_CELLS"),
     ):
         assert getattr(module, name) >= 1024

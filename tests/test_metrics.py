@@ -84,6 +84,40 @@ def test_form_and_blocks_change_nothing(matrices, form, monkeypatch: pytest.Monk
     assert max(shape[1] for shape in seen) == 5
 
 
+@pytest.mark.parametrize("block", [1, 7, 60])
+@pytest.mark.parametrize("offset", [0.0, 1e6])
+def test_cells_in_blocks_give_the_same_correlation(matrices, block: int, offset: float) -> None:
+    """Also where values stand far from 0, and groups come late, alone in a block, or never."""
+    true, predicted, groups = matrices
+    true = true + offset
+    groups = np.where(np.arange(60) < 30, 0, groups)
+    r = _correlation.Correlation(23, 6)
+    for start in range(0, 60, block):
+        part = slice(start, start + block)
+        r.add(true[part], predicted[part], groups[part])
+    expected = [stats.pearsonr(true[:, j], predicted[:, j])[0] for j in range(23)]
+    np.testing.assert_allclose(r.overall(), expected, atol=1e-9)
+    onehot = np.eye(4)[groups]
+    hat = onehot @ np.linalg.pinv(onehot)
+    t, p = true - hat @ true, predicted - hat @ predicted
+    expected = [stats.pearsonr(t[:, j], p[:, j])[0] for j in range(23)]
+    np.testing.assert_allclose(r.within(), expected, atol=1e-8)
+
+
+@pytest.mark.parametrize("block", [1, 4])
+def test_constant_features_have_no_correlation_in_blocks(block: int) -> None:
+    groups = np.arange(12) // 6
+    true = np.column_stack([np.full(12, 0.1), groups + 0.3, np.arange(12.0)])
+    predicted = np.column_stack([np.arange(12.0), np.arange(12.0) ** 2, np.arange(12.0)])
+    r = _correlation.Correlation(3, 2)
+    for start in range(0, 12, block):
+        part = slice(start, start + block)
+        r.add(true[part], predicted[part], groups[part])
+    assert np.isnan(r.overall()).tolist() == [True, False, False]
+    assert np.isnan(r.within()).tolist() == [True, True, False]
+    np.testing.assert_allclose([r.overall()[2], r.within()[2]], 1)
+
+
 def test_constant_features_have_no_score() -> None:
     varying = np.arange(6.0)
     true = np.column_stack([np.full(6, 0.1), varying, varying, np.zeros(6)])
@@ -103,6 +137,8 @@ def test_matrices_must_agree() -> None:
         metrics.r2_per_feature(np.zeros((1, 2)), np.zeros((1, 2)))
     with pytest.raises(ValueError, match="groups: expected 3 entries, found 2"):
         metrics.pearson_within_groups(np.zeros((3, 2)), np.zeros((3, 2)), [0, 1])
+    with pytest.raises(ValueError, match="at least two cells with a group, found 1"):
+        metrics.pearson_within_groups(np.zeros((3, 2)), np.zeros((3, 2)), [None, None, "B"])
 
 
 def test_clustering_scores_do_not_depend_on_names(rng) -> None:
@@ -140,6 +176,15 @@ def test_confusion_counts_and_normalises() -> None:
     assert (table.index.name, table.columns.name) == ("true", "predicted")
     share = metrics.confusion(true, predicted, normalise=True)
     np.testing.assert_allclose(share.loc["T"], [0, 2 / 3, 1 / 3])
+
+
+def test_whole_numbers_have_one_name() -> None:
+    """As floats, which missing values make of them, too: so `tl.fit` names its groups."""
+    true = pd.Series([1.0, 2.0, None, 1.0])
+    table = metrics.confusion(true, ["1", "2", "1", "unknown"])
+    assert table.index.tolist() == ["1", "2"]
+    assert table.columns.tolist() == ["1", "2", "unknown"]
+    assert table.to_numpy().tolist() == [[1, 0, 1], [0, 1, 0]]
 
 
 def test_classification_scores_are_sklearns(rng) -> None:

@@ -22,15 +22,17 @@ from unitednet_mu import _config, _model
 ROOT = Path(un.__file__).parent
 #: What may import what: a file imports files of its own line or of lines above, never of one below.
 LAYERS = (
-    ("_keys", "_compat"),
+    ("_keys", "_compat", "_plain"),
     ("_validate",),
     ("_config",),
-    ("_data",),
+    ("_matrix",),
+    ("_data", "_info", "_storage"),
     ("_network",),
     ("_losses",),
     ("_correlation", "_cluster"),
     ("_tasks",),
     ("_train",),
+    ("_rebuild",),
     ("_model",),
     ("_fit",),
     ("_adapt",),
@@ -413,7 +415,7 @@ def test_no_forbidden_statement(path: Path) -> None:
 
 def test_no_long_file(path: Path) -> None:
     """A file past about 400 lines wants splitting."""
-    assert len(path.read_text("utf-8").splitlines()) <= 480
+    assert len(path.read_text("utf-8").splitlines()) <= 420
 
 
 def test_every_module_of_the_package_can_be_imported_first() -> None:

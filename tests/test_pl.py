@@ -324,6 +324,12 @@ def test_confusion_numbers_are_no_names_unless_labels(mdata: md.MuData) -> None:
     assert "after matching" in forced.get_title()
 
 
+def test_confusion_names_whole_numbers_as_fit_does(mdata: md.MuData) -> None:
+    mdata.obs["truth"] = [1.0, 2.0, np.nan, 2.0, 1.0, 1.0]
+    ax = pl.confusion(mdata, groupby="truth")
+    assert ticks(ax, "y") == ["1 (3)", "2 (2)"]
+
+
 def test_confusion_reads_columns_of_modalities(mdata: md.MuData) -> None:
     mdata["rna"].obs["truth"] = pd.Categorical(list("abbbba"), categories=["b", "a"])
     ax = pl.confusion(mdata, groupby="truth")

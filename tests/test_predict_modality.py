@@ -10,6 +10,9 @@ import torch
 from mudata import MuData
 
 import unitednet_mu as un
+from unitednet_mu import _fit, _model
+from unitednet_mu._matrix import Source
+from unitednet_mu._model import Model
 from unitednet_mu._train import split_cells
 
 
@@ -129,6 +132,45 @@ def test_expected_accuracy_is_that_of_held_out_cells(trained: MuData) -> None:
     )
     np.testing.assert_allclose(predicted.var["expected_r"], expected, atol=1e-4)
     np.testing.assert_allclose(predicted.var["expected_r_within_groups"], within, atol=1e-4)
+
+
+def test_expected_accuracy_is_found_in_blocks(
+    quick: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No more than a block of a modality is ever dense, and the numbers are those of the whole."""
+    mdata = un.datasets.simulate_multimodal(
+        n_obs=240, n_vars={"a": 20, "b": 15, "c": 12}, n_batches=2, missing=0.3, random_state=3
+    )
+    un.tl.fit(mdata, labels_key="cell_type", batch_key="batch", **quick)
+    model = un.get.model(mdata)
+    data = model.open(mdata)
+    data.labels = np.where(np.arange(240) % 3, mdata.obs["cell_type"].cat.codes, -1)
+    expected = {}
+    groups = np.where(data.labels >= 0, data.labels, model.encode(data).logits.argmax(1))
+    for m, target in enumerate("abc"):
+        others = [name for name in "abc" if name != target]
+        for sources in ([others[0]], [others[1]], others):
+            predicted = model.predict(data, sources, target)
+            cells = np.flatnonzero(data.observed[:, m] & ~np.isnan(predicted).any(1))
+            measured = mdata.mod[target][mdata.obs_names[cells]].X
+            expected[f"{target}_from_{'+'.join(sources)}"] = (
+                un.metrics.pearson_per_feature(measured, predicted[cells]),
+                un.metrics.pearson_within_groups(measured, predicted[cells], groups[cells]),
+            )
+    taken, decoded = [], []
+    take, decode = Source.take, Model.decode
+    monkeypatch.setattr(Source, "take", lambda s, cells: taken.append(len(cells)) or take(s, cells))
+    monkeypatch.setattr(
+        Model, "decode", lambda m, z, *rest: decoded.append(len(z)) or decode(m, z, *rest)
+    )
+    monkeypatch.setattr(_fit, "_ACCURACY_CELLS", 37)
+    monkeypatch.setattr(_model, "_INFERENCE_CELLS", 37)
+    found = _fit.expected_accuracy(model, data)
+    assert max(taken) == max(decoded) == 37
+    assert found.keys() == expected.keys()
+    for name, values in found.items():
+        assert values.dtype == np.float32
+        np.testing.assert_allclose(values, expected[name], atol=1e-6, err_msg=name)
 
 
 def test_expected_accuracy_is_unknown_with_few_cells(fitted: MuData) -> None:

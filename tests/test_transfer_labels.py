@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import numpy as np
@@ -11,9 +12,12 @@ from mudata import MuData
 from scipy import sparse
 
 import unitednet_mu as un
+from unitednet_mu._adapt import adapt_model
 from unitednet_mu._compat import quiet_update
 
-FIXED = {"adapt": False, "progress": False}
+FIXED: dict[str, Any] = {"adapt": False, "progress": False}
+#: Settings by whether there is a (short) adaptation.
+BRIEF = {False: FIXED, True: {"training": {"max_epochs": 2}, "progress": False}}
 
 
 @pytest.fixture
@@ -68,7 +72,7 @@ def test_labels_are_right_on_cells_never_seen(quick: dict[str, Any]) -> None:
             reference,
             adapt=adapt,
             unknown_threshold=0,
-            training={"max_epochs": 3},
+            training={"max_epochs": 3} if adapt else None,
             progress=False,
         )
         assert (query.obs["unitednet_label"].astype(str) == truth.astype(str)).mean() > 0.95
@@ -106,10 +110,8 @@ def test_a_reference_may_have_a_label_unknown(
 
 def test_reference_never_changes(trained: MuData, query: MuData, fingerprint: Any) -> None:
     before = fingerprint(trained)
-    for adapt in (False, True):
-        un.tl.transfer_labels(
-            query, trained, adapt=adapt, training={"max_epochs": 2}, progress=False
-        )
+    for settings in BRIEF.values():
+        un.tl.transfer_labels(query, trained, **settings)
         assert fingerprint(trained) == before
 
 
@@ -211,7 +213,7 @@ def test_labels_of_the_query_are_never_read(trained: MuData, query: MuData) -> N
 def test_query_lacks_a_modality(trained: MuData, query: MuData, lacking: str, adapt: bool) -> None:
     del query.mod[lacking]
     query.update()
-    un.tl.transfer_labels(query, trained, adapt=adapt, training={"max_epochs": 2}, progress=False)
+    un.tl.transfer_labels(query, trained, **BRIEF[adapt])
     assert query.obsm["unitednet_label_probabilities"].shape == (60, 3)
     np.testing.assert_allclose(query.obsm["unitednet_label_probabilities"].sum(1), 1, rtol=1e-5)
     left = "adt" if lacking == "rna" else "rna"
@@ -223,7 +225,7 @@ def test_query_lacks_a_modality(trained: MuData, query: MuData, lacking: str, ad
 
 @pytest.mark.parametrize("adapt", [False, True])
 def test_reordered_features_change_nothing(trained: MuData, query: MuData, adapt: bool) -> None:
-    settings = {"adapt": adapt, "training": {"max_epochs": 2}, "progress": False}
+    settings = BRIEF[adapt]
     un.tl.transfer_labels(query, trained, **settings)
     rng = np.random.default_rng(0)
     with quiet_update():
@@ -247,7 +249,7 @@ def test_reordered_features_change_nothing(trained: MuData, query: MuData, adapt
 def test_query_may_share_names_of_cells_with_the_reference(
     trained: MuData, query: MuData, adapt: bool
 ) -> None:
-    settings = {"adapt": adapt, "training": {"max_epochs": 2}, "progress": False}
+    settings = BRIEF[adapt]
     un.tl.transfer_labels(query, trained, **settings)
     same = query.copy()
     with quiet_update():
@@ -269,7 +271,7 @@ def test_query_may_share_names_of_cells_with_the_reference(
 
 
 def test_model_of_batches(query: MuData, quick: dict[str, Any]) -> None:
-    """The query's batch is unknown to the model; adaptation and labels work all the same."""
+    """The query's batch is one of the model's; adaptation and labels work all the same."""
     reference = un.datasets.simulate_multimodal(
         n_obs=90, n_groups=3, n_batches=2, noise=0.3, random_state=3
     )
@@ -277,6 +279,61 @@ def test_model_of_batches(query: MuData, quick: dict[str, Any]) -> None:
     un.tl.transfer_labels(query, reference, training={"max_epochs": 2}, progress=False)
     assert np.isfinite(query.obsm["unitednet_label_probabilities"]).all()
     assert un.get.model(query).info.batches == ("batch0", "batch1")
+
+
+BATCHES: dict[str, tuple[Any, list[int]]] = {
+    "known": (["batch1", "batch0", None], [1, 0, -1]),
+    "some known": (["batch1", "new", "batch0"], [1, -1, 0]),
+    "unknown": (["x", "y", "z"], [-1, -1, -1]),
+    "missing": ([None, None, None], [-1, -1, -1]),
+    "no column": (None, [-1, -1, -1]),
+}
+
+
+@pytest.mark.parametrize("case", BATCHES)
+@pytest.mark.parametrize("own", [False, True], ids=["joint column", "a modality's column"])
+def test_batches_of_the_query_are_read(
+    query: MuData, quick: dict[str, Any], monkeypatch: pytest.MonkeyPatch, case: str, own: bool
+) -> None:
+    """Adaptation's decoders see the query's batches that the model knows, others as unknown."""
+    reference = un.datasets.simulate_multimodal(
+        n_obs=90, n_groups=3, n_batches=2, noise=0.3, random_state=3
+    )
+    un.tl.fit(reference, labels_key="cell_type", batch_key="batch", **quick)
+    names, expected = BATCHES[case]
+    del query.obs["batch"]
+    if names is not None:
+        column = pd.Series([names[i % 3] for i in range(60)], index=query.obs_names, dtype=object)
+        (query.mod["rna"] if own else query).obs["batch"] = column
+    seen = []
+
+    def adapt(model: Any, info: Any, labelled: Any, data: Any, **settings: Any) -> Any:
+        seen.append(data.batches.tolist())
+        assert set(labelled.batches) == {0, 1}
+        return adapt_model(model, info, labelled, data, **settings)
+
+    monkeypatch.setattr(sys.modules["unitednet_mu.tl._transfer_labels"], "adapt_model", adapt)
+    un.tl.transfer_labels(query, reference, training={"max_epochs": 1}, progress=False)
+    assert seen == [expected * 20]
+    assert np.isfinite(query.obsm["unitednet_label_probabilities"]).all()
+
+
+def test_batches_of_the_query_condition_the_decoders(query: MuData, quick: dict[str, Any]) -> None:
+    """Known batches change what adaptation learns; an unknown one is like no column."""
+    reference = un.datasets.simulate_multimodal(
+        n_obs=90, n_groups=3, n_batches=2, noise=0.3, random_state=3
+    )
+    un.tl.fit(reference, labels_key="cell_type", batch_key="batch", **quick)
+    losses = {}
+    for name in ("batch0", "batch1", "new", None):
+        mine = query.copy()
+        mine.obs["batch"] = name
+        if name is None:
+            del mine.obs["batch"]
+        un.tl.transfer_labels(mine, reference, training={"max_epochs": 1}, progress=False)
+        losses[name] = mine.uns["unitednet"]["transfer"]["query_loss_before"]
+    assert losses["new"] == losses[None]
+    assert len(set(losses.values())) == 3
 
 
 def test_another_model(fitted: MuData, query: MuData, quick: dict[str, Any]) -> None:
@@ -313,10 +370,15 @@ def test_settings_of_the_adaptation(trained: MuData, query: MuData) -> None:
             ValueError,
             "unknown setting 'epochs'; settings are .*'max_epochs'",
         ),
+        (
+            {"adapt": False, "training": {"max_epochs": 3}},
+            ValueError,
+            "training is for adaptation.*leave it out, or pass adapt=True",
+        ),
         ({"model": "model"}, TypeError, "expected a unitednet_mu model .*, found str"),
         ({"key_added": "nothing"}, ValueError, "nothing stored under 'nothing'.*'unitednet'"),
     ],
-    ids=["one", "negative", "training", "model", "stem"],
+    ids=["one", "negative", "training", "no training", "model", "stem"],
 )
 def test_refusals(
     fitted: MuData,

@@ -344,6 +344,115 @@ DAMAGES: dict[str, tuple[Callable[[dict[str, Any]], dict[str, Any]], str]] = {
         lambda s: reconfigured(s, lambda c: c["network"].update(depth=3)),
         "unknown setting 'depth'",
     ),
+    "a likelihood to come": (
+        lambda s: reconfigured(s, lambda c: c["modalities"][0].update(likelihood="poisson")),
+        r"modalities\[0\]\.likelihood: expected one of 'gaussian', 'binary', found 'poisson'",
+    ),
+    "no likelihood": (
+        lambda s: reconfigured(s, lambda c: c["modalities"][0].pop("likelihood")),
+        r"modalities\[0\]: expected the setting 'likelihood', found none",
+    ),
+    "a text for groups": (
+        lambda s: reconfigured(s, lambda c: c.update(groups="abc")),
+        "groups: expected a list, found 'abc'",
+    ),
+    "numbers for groups": (
+        lambda s: reconfigured(s, lambda c: c.update(groups=[1, 2, 3])),
+        r"groups\[0\]: expected str, found 1",
+    ),
+    "a group twice": (
+        lambda s: reconfigured(s, lambda c: c.update(groups=["a", "a", "b"])),
+        r"groups: expected different names, found \['a', 'a', 'b'\]",
+    ),
+    "no modality": (
+        lambda s: reconfigured(s, lambda c: c.update(modalities=[])),
+        "modalities: expected at least one, found none",
+    ),
+    "features that are no texts": (
+        lambda s: reconfigured(s, lambda c: c["modalities"][0]["features"].insert(3, None)),
+        r"modalities\[0\]\.features\[3\]: expected str, found None",
+    ),
+    "a text for features": (
+        lambda s: reconfigured(s, lambda c: c["modalities"][0].update(features="x" * 40)),
+        r"modalities\[0\]\.features: expected a list, found 'xxx",
+    ),
+    "a text for a number": (
+        lambda s: reconfigured(s, lambda c: c["network"].update(n_latent="8")),
+        r"network\.n_latent: expected int, found '8'",
+    ),
+    "a number for a switch": (
+        lambda s: reconfigured(s, lambda c: c["network"].update(batch_norm=1)),
+        r"network\.batch_norm: expected bool, found 1",
+    ),
+    "a list for a number": (
+        lambda s: reconfigured(s, lambda c: c["training"].update(learning_rate=[1])),
+        r"training\.learning_rate: expected a number, found \[1\]",
+    ),
+    "a width of half a unit": (
+        lambda s: reconfigured(s, lambda c: c["network"].update(n_hidden=[32.5])),
+        r"network\.n_hidden\[0\]: expected int, found 32.5",
+    ),
+    "a text for a layer's place": (
+        lambda s: reconfigured(s, lambda c: c["modalities"][0].update(layer=3)),
+        r"modalities\[0\]\.layer: expected str or None, found 3",
+    ),
+    "a value out of range": (
+        lambda s: reconfigured(s, lambda c: c["network"].update(dropout=2)),
+        r"dropout: expected a share in \[0, 1\), found 2",
+    ),
+    "a seed out of range": (
+        lambda s: reconfigured(s, lambda c: c.update(random_state=-1)),
+        "random_state: expected an integer from 0",
+    ),
+    "batches without a key": (
+        lambda s: reconfigured(s, lambda c: c.update(batches=["a"], batch_measured=[[True] * 2])),
+        "batches: expected them with a batch_key only",
+    ),
+    "batches measured elsewhere": (
+        lambda s: reconfigured(
+            s, lambda c: c.update(batch_key="b", batches=["a"], batch_measured=[[True]])
+        ),
+        "batch_measured: expected a value for each of 1 batches and 2 modalities",
+    ),
+    "a text for a mapping": (
+        lambda s: reconfigured(s, lambda c: c.update(network="large")),
+        "network: expected a mapping, found 'large'",
+    ),
+    "deep nesting": (lambda s: {"config": "[" * 100_000}, "settings cannot be read"),
+    "absurd widths": (
+        lambda s: reconfigured(s, lambda c: c["network"].update(n_hidden=[10**9])),
+        "do not fit the stored settings .*size mismatch",
+    ),
+    "beyond any size": (
+        lambda s: reconfigured(s, lambda c: c["network"].update(n_latent=10**25)),
+        "no network can be built from the stored settings",
+    ),
+    "a list of temperatures": (
+        lambda s: retensored(s, lambda t: t.update({"network.temperature": torch.ones(3)})),
+        r"size mismatch for temperature: expected float \(\), found float \(3,\)",
+    ),
+    "no temperatures": (
+        lambda s: retensored(s, lambda t: t.update({"network.temperature": torch.ones(0)})),
+        r"size mismatch for temperature: expected float \(\), found float \(0,\)",
+    ),
+    "a temperature of 0": (
+        lambda s: retensored(s, lambda t: t["network.temperature"].zero_()),
+        "expected values above 0, found others in 'temperature'",
+    ),
+    "whole numbers for weights": (
+        lambda s: retensored(
+            s, lambda t: t.update({"network.fusion.logits": torch.zeros(2, 1, dtype=torch.int64)})
+        ),
+        "fusion.logits: expected float .*found int64",
+    ),
+    "accuracy of another shape": (
+        lambda s: retensored(s, lambda t: t.update({"accuracy.adt_from_rna": torch.ones(7)})),
+        r"accuracy of 'adt_from_rna': expected shape \(2, 20\), found \(7,\)",
+    ),
+    "accuracy of another prediction": (
+        lambda s: retensored(s, lambda t: t.update({"accuracy.x_from_rna": torch.ones(2, 7)})),
+        "accuracy of 'x_from_rna': expected a prediction between the modalities",
+    ),
     "a format to come": (
         lambda s: reconfigured(s, lambda c: c.update(format=99)),
         "format version 99 is not known; this package reads 1. Update unitednet_mu",
@@ -365,6 +474,32 @@ def test_damage_is_told_in_one_line(fitted: MuData, fingerprint: Any, damage: st
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 400
     assert fingerprint(fitted) == before
+
+
+def test_rebuilding_draws_nothing(fitted: MuData) -> None:
+    """No weight is drawn to be replaced: the caller's random state stays, without a fork of it."""
+    before = torch.get_rng_state()
+    model = un.get.model(fitted)
+    assert torch.equal(torch.get_rng_state(), before)
+    parts = [*model.network.parameters(), *model.network.buffers()]
+    assert {part.device.type for part in parts} == {"cpu"}
+    assert {part.dtype for part in parts} == {torch.float32, torch.int64}
+    assert all(p.requires_grad for p in model.network.parameters())
+
+
+def test_a_loaded_model_outlives_its_file(fitted: MuData, tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    un.get.model(fitted).save(path)
+    model = Model.load(path)
+    before = {name: value.clone() for name, value in model.network.state_dict().items()}
+    path.write_bytes(b"\0" * path.stat().st_size)
+    assert all(torch.equal(model.network.state_dict()[name], v) for name, v in before.items())
+
+
+def test_settings_added_since_have_their_default(fitted: MuData) -> None:
+    stored = dict(fitted.uns["unitednet"]["model"])
+    older = reconfigured(stored, lambda c: [spec.pop("counts") for spec in c["modalities"]])
+    same(Model.from_dict({**stored, **older}), un.get.model(fitted))
 
 
 @pytest.mark.parametrize("part", ["weights", "config", "sha256"])

@@ -1,10 +1,12 @@
-"""What differs between releases of mudata, anndata and muon, and an undo for failed writes."""
+"""What differs between releases of Python and others' packages, and an undo for failed writes."""
 
 from __future__ import annotations
 
 import copy
 import importlib
+import os
 import random
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +17,8 @@ import pandas as pd
 from anndata import AnnData
 from mudata import MuData
 from scipy import sparse
+
+_PACKAGE = os.path.dirname(__file__) + os.sep
 
 
 @contextmanager
@@ -104,6 +108,17 @@ def _shallow(value: Any) -> Any:
         clone._data = copy.copy(store)
         return clone
     return value
+
+
+def warn_user(message: str) -> None:
+    """Warn at the line outside this package that led here.
+
+    `warnings.warn` has ``skip_file_prefixes`` for that from Python 3.12 on.
+    """
+    frame, level = sys._getframe(), 1
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(_PACKAGE):
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, UserWarning, stacklevel=level)
 
 
 def is_sparse(values: Any) -> bool:

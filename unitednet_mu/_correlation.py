@@ -1,8 +1,11 @@
-"""Scores of predictions, feature by feature, in blocks; `metrics` makes them public."""
+"""Scores of predictions, feature by feature, in blocks of features or of cells.
+
+`metrics` makes the functions public.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -43,7 +46,13 @@ def pearson_per_feature(true: Any, predicted: Any) -> Floats:
     >>> un.metrics.pearson_per_feature(true, 3 * true + 1)
     array([ 1., nan])
     """
-    return _by_block(true, predicted, _pearson)
+
+    def score(t: Floats, p: Floats) -> Floats:
+        r = Correlation(t.shape[1])
+        r.add(t, p, np.zeros(len(t), np.intp))
+        return r.overall()
+
+    return _by_block(true, predicted, score)
 
 
 def pearson_within_groups(true: Any, predicted: Any, groups: Labels) -> Floats:
@@ -76,12 +85,19 @@ def pearson_within_groups(true: Any, predicted: Any, groups: Labels) -> Floats:
     >>> un.metrics.pearson_within_groups(true, -true, ["a", "a", "b", "b"])
     array([-1.])
     """
-    codes, _ = pd.factorize(np.asarray(groups, dtype=object))
+    codes, names = pd.factorize(np.asarray(groups, dtype=object))
     if len(codes) != true.shape[0]:
         raise ValueError(f"groups: expected {true.shape[0]} entries, found {len(codes)}.")
     kept = np.flatnonzero(codes >= 0)
-    codes = codes[kept]
-    return _by_block(true, predicted, lambda t, p: _within(t[kept], p[kept], codes))
+    if len(kept) < 2:
+        raise ValueError(f"groups: expected at least two cells with a group, found {len(kept)}.")
+
+    def score(t: Floats, p: Floats) -> Floats:
+        r = Correlation(t.shape[1], len(names))
+        r.add(t[kept], p[kept], codes[kept])
+        return r.within()
+
+    return _by_block(true, predicted, score)
 
 
 def r2_per_feature(true: Any, predicted: Any) -> Floats:
@@ -145,34 +161,63 @@ def _is_constant(values: Floats) -> NDArray[np.bool_]:
     return np.asarray(values.std(axis=0) <= _CONSTANT * size)
 
 
-def _pearson(true: Floats, predicted: Floats) -> Floats:
-    constant = _is_constant(true) | _is_constant(predicted)
-    return _correlate(true - true.mean(axis=0), predicted - predicted.mean(axis=0), constant)
+class Correlation:
+    """Pearson r per feature over cells that come in blocks, overall and within groups.
+
+    Means, and sums of squares and of products about them, are kept per group in float64 and merged
+    block by block (Chan, Golub & LeVeque 1983): nothing cancels, and memory does not grow with the
+    number of cells.
+
+    Parameters
+    ----------
+    n_features, n_groups
+        Numbers of features and of groups.
+    """
+
+    def __init__(self, n_features: int, n_groups: int = 1) -> None:
+        self.n = np.zeros((n_groups, 1))
+        self.means = np.zeros((2, n_groups, n_features))
+        self.moments = np.zeros((3, n_groups, n_features))
+        self.size = np.zeros((2, n_features))
+
+    def add(self, true: Any, predicted: Any, groups: NDArray[np.integer[Any]]) -> None:
+        """Add cells: measured and predicted values, and the number of each cell's group."""
+        order = np.argsort(groups, kind="stable")
+        present, starts, counts = np.unique(groups[order], return_index=True, return_counts=True)
+        n = counts[:, None].astype(np.float64)
+        values = np.stack([true[order], predicted[order]], dtype=np.float64)
+        self.size = np.maximum(self.size, np.abs(values).max(axis=1))
+        means = np.add.reduceat(values, starts, axis=1) / n
+        values -= np.repeat(means, counts, axis=1)
+        moments = np.stack([np.add.reduceat(product, starts) for product in _products(values)])
+        step, before = means - self.means[:, present], self.n[present]
+        share = n / (before + n)
+        self.moments[:, present] += moments + before * share * np.stack([*_products(step)])
+        self.means[:, present] += step * share
+        self.n[present] += n
+
+    def overall(self) -> Floats:
+        """Return r over all cells; NaN where either side is constant."""
+        means = (self.n * self.means).sum(axis=1) / self.n.sum()
+        between = np.stack([*_products(self.means - means[:, None])])
+        return self._r((self.moments + self.n * between).sum(axis=1))
+
+    def within(self) -> Floats:
+        """Return r after taking group means off; NaN where either side is constant within all."""
+        return self._r(self.moments.sum(axis=1))
+
+    def _r(self, moments: Floats) -> Floats:
+        spread = np.sqrt(moments[:2])
+        varies = (spread > _CONSTANT * self.size * np.sqrt(self.n.sum())).all(axis=0)
+        result = np.full(len(varies), np.nan)
+        left, right = spread[:, varies]
+        result[varies] = np.clip(moments[2, varies] / left / right, -1.0, 1.0)
+        return result
 
 
-def _within(true: Floats, predicted: Floats, codes: NDArray[np.int64]) -> Floats:
-    constant = np.zeros(true.shape[1], dtype=bool)
-    centred = []
-    for values in (true, predicted):
-        residual = values - _group_means(values, codes)[codes]
-        constant |= residual.std(axis=0) <= _CONSTANT * np.abs(values).max(axis=0)
-        centred.append(residual)
-    return _correlate(centred[0], centred[1], constant)
-
-
-def _group_means(values: Floats, codes: NDArray[np.int64]) -> Floats:
-    n_groups = int(codes.max()) + 1
-    sums = np.zeros((n_groups, values.shape[1]))
-    np.add.at(sums, codes, values)
-    return sums / np.bincount(codes, minlength=n_groups)[:, None]
-
-
-def _correlate(left: Floats, right: Floats, constant: NDArray[np.bool_]) -> Floats:
-    """Correlate columns that have mean 0 already."""
-    result = np.full(left.shape[1], np.nan)
-    used = ~constant
-    left, right = left[:, used], right[:, used]
-    left = left / np.linalg.norm(left, axis=0)
-    right = right / np.linalg.norm(right, axis=0)
-    result[used] = np.clip((left * right).sum(axis=0), -1.0, 1.0)
-    return result
+def _products(both: Floats) -> Iterator[Floats]:
+    """Square of the one, of the other, and their product."""
+    left, right = both
+    yield left * left
+    yield right * right
+    yield left * right

@@ -3,37 +3,24 @@
 from __future__ import annotations
 
 import logging
-import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import pandas as pd
 import torch
-from anndata import AnnData
 from mudata import MuData
-from scipy import sparse
 from torch import Tensor
 
 from . import _validate
-from ._compat import is_sparse
+from ._compat import warn_user
 from ._config import LIKELIHOODS, Likelihood
+from ._matrix import Columns, Source, Stacked, holds_counts, matrix_of, scan
+from ._matrix import ModalitySpec as ModalitySpec
+from ._matrix import to_dense as to_dense
 
 logger = logging.getLogger(__name__)
-
-_SCAN_ROWS = 4096
-
-
-@dataclass(frozen=True)
-class ModalitySpec:
-    """What a model reads of a modality: where, which features, and what kind of values they are."""
-
-    name: str
-    features: tuple[str, ...]
-    likelihood: Likelihood
-    layer: str | None = None
-    use_rep: str | None = None
 
 
 @dataclass
@@ -61,65 +48,6 @@ class Batch:
 
     def __len__(self) -> int:
         return len(self.observed)
-
-
-@dataclass(frozen=True)
-class Columns:
-    """A matrix seen through a choice of its columns, never copied: rows are taken first."""
-
-    matrix: Any
-    columns: np.ndarray
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """Rows and chosen columns."""
-        return self.matrix.shape[0], len(self.columns)
-
-    def __getitem__(self, rows: np.ndarray | slice) -> Any:
-        return self.matrix[rows][:, self.columns]
-
-
-@dataclass(frozen=True)
-class Stacked:
-    """Two matrices, one below the other, never copied."""
-
-    upper: Any
-    lower: Any
-    n_upper: int
-
-    def __getitem__(self, rows: np.ndarray) -> Any:
-        from_upper = rows < self.n_upper
-        if from_upper.all():
-            return self.upper[rows]
-        if not from_upper.any():
-            return self.lower[rows - self.n_upper]
-        blocks = [self.upper[rows[from_upper]], self.lower[rows[~from_upper] - self.n_upper]]
-        order = np.argsort(np.argsort(~from_upper, kind="stable"), kind="stable")
-        if all(is_sparse(block) for block in blocks):
-            return sparse.vstack(blocks, format="csr")[order]
-        return np.concatenate([to_dense(block) for block in blocks])[order]
-
-
-@dataclass(frozen=True)
-class Source:
-    """One modality's matrix, never copied, and the row of each cell in it, -1 where it has none."""
-
-    spec: ModalitySpec
-    matrix: Any
-    rows: np.ndarray
-
-    def take(self, cells: np.ndarray) -> np.ndarray:
-        """Values of `cells` (positions among all cells; each must have the modality), float32."""
-        return np.ascontiguousarray(to_dense(self.sparse_or_dense(cells)), dtype=np.float32)
-
-    def sparse_or_dense(self, cells: np.ndarray) -> Any:
-        """Like :meth:`take`, as CSR where the matrix is sparse."""
-        return self.matrix[self.rows[cells]]
-
-
-def to_dense(block: Any) -> np.ndarray:
-    """Return a block of rows as an array."""
-    return np.asarray(block.toarray() if is_sparse(block) else block)
 
 
 @dataclass
@@ -181,131 +109,28 @@ class Dataset:
             yield chunk, self.batch(chunk, device)
 
 
-def matrix_of(
-    adata: AnnData, name: str, layer: str | None, use_rep: str | None
-) -> tuple[Any, pd.Index]:
-    """Return the matrix a modality is read from (CSR or 2-D array) and the names of its features.
+def check_values(data: Dataset) -> None:
+    """Check what a model is about to read, in one pass: values are finite, and like its own.
 
     Raises
     ------
     ValueError
-        Both or an unknown `layer` / `use_rep`, no matrix, a matrix that is not two-dimensional or
-        not numeric.
+        NaN or infinite values.
+
+    Warns
+    -----
+    UserWarning
+        Raw counts where the model was trained on something else.
     """
-    if layer is not None and use_rep is not None:
-        raise ValueError(
-            f"modality {name!r}: expected one of layer and use_rep, found {layer!r} and "
-            f"{use_rep!r}."
-        )
-    if layer is not None:
-        if layer not in adata.layers:
-            raise ValueError(
-                _validate.unknown_name(
-                    f"modality {name!r}: layer", layer, filter(None, adata.layers)
-                )
-            )
-        matrix, features = adata.layers[layer], adata.var_names
-    elif use_rep is not None:
-        if use_rep not in adata.obsm:
-            raise ValueError(
-                _validate.unknown_name(f"modality {name!r}: use_rep", use_rep, adata.obsm)
-            )
-        matrix = adata.obsm[use_rep]
-        if isinstance(matrix, pd.DataFrame):
-            return _readable(matrix.to_numpy(), name), matrix.columns.astype(str)
-        matrix = _readable(matrix, name)
-        return matrix, pd.Index([f"{use_rep}:{i}" for i in range(matrix.shape[1])])
-    else:
-        matrix, features = adata.X, adata.var_names
-    return _readable(matrix, name), features
-
-
-def _readable(matrix: Any, name: str) -> Any:
-    if matrix is None:
-        raise ValueError(
-            f"modality {name!r}: expected a matrix in .X, found none. Name a layer or use_rep."
-        )
-    if hasattr(matrix, "to_memory"):  # a backed sparse matrix: read as sparse
-        matrix = matrix.to_memory()
-    if is_sparse(matrix):
-        matrix = matrix if matrix.format == "csr" else matrix.tocsr()
-    else:
-        matrix = np.asarray(matrix)
-    if matrix.ndim != 2:
-        raise ValueError(
-            f"modality {name!r}: expected a cells x features matrix, found shape {matrix.shape}."
-        )
-    if matrix.dtype.kind not in "fiub":
-        raise ValueError(f"modality {name!r}: expected numbers, found dtype {matrix.dtype}.")
-    return matrix
-
-
-@dataclass(frozen=True)
-class Scan:
-    """What one pass over a modality finds."""
-
-    binary: bool
-    counts: bool
-    constant: np.ndarray
-
-
-def scan(matrix: Any, features: pd.Index, name: str) -> Scan:
-    """Check values in row blocks: finite in float32, and what kind they are.
-
-    Raises
-    ------
-    ValueError
-        NaN or infinite values: how many, and in which features.
-    """
-    low = np.full(matrix.shape[1], np.inf)
-    high = np.full(matrix.shape[1], -np.inf)
-    binary = integer = True
-    for start in range(0, matrix.shape[0], _SCAN_ROWS):
-        block = matrix[start : start + _SCAN_ROWS]
-        values = block.data if is_sparse(block) else block
-        if not _finite(block):
-            _raise_not_finite(matrix, features, name)
-        binary = binary and bool(((values == 0) | (values == 1)).all())
-        integer = integer and (
-            values.dtype.kind in "iub" or bool((values == np.rint(values)).all())
-        )
-        low = np.minimum(low, to_dense(block.min(axis=0)).ravel())
-        high = np.maximum(high, to_dense(block.max(axis=0)).ravel())
-    counts = integer and not binary and bool(low.min() >= 0) and bool(high.max() >= 10)
-    return Scan(binary and bool((high > low).any()), counts, high == low)
-
-
-def _raise_not_finite(matrix: Any, features: pd.Index, name: str) -> None:
-    per_feature = np.zeros(matrix.shape[1], np.int64)
-    for start in range(0, matrix.shape[0], _SCAN_ROWS):
-        block = matrix[start : start + _SCAN_ROWS]
-        with np.errstate(over="ignore"):
-            bad = ~np.isfinite(to_dense(block).astype(np.float32, copy=False))
-        per_feature += bad.sum(0)
-    where = features[per_feature > 0]
-    raise ValueError(
-        f"modality {name!r}: expected finite values, found {int(per_feature.sum())} NaN or "
-        f"infinite (or beyond float32) in {len(where)} features, {_validate._some(where, 5)}. Fill "
-        "or drop them; a cell whose whole profile is missing should be left out of that modality: "
-        "cells may lack modalities."
-    )
-
-
-def check_finite(data: Dataset) -> None:
-    """Refuse NaN and infinite values, as :func:`scan` does, in what a model is about to read."""
     for source in data.sources:
         if source.matrix is None:
             continue
-        for start in range(0, source.matrix.shape[0], _SCAN_ROWS):
-            if not _finite(source.matrix[start : start + _SCAN_ROWS]):
-                _raise_not_finite(source.matrix, pd.Index(source.spec.features), source.spec.name)
-
-
-def _finite(block: Any) -> bool:
-    """Whether all values are finite, also in float32."""
-    values = block.data if is_sparse(block) else block
-    with np.errstate(over="ignore"):
-        return bool(np.isfinite(values.astype(np.float32, copy=False)).all())
+        spec = source.spec
+        if holds_counts(source.matrix, pd.Index(spec.features), spec.name) and not spec.counts:
+            warn_user(
+                f"modality {spec.name!r} looks like raw counts, unlike the values that the model "
+                "was trained on. Prepare it with unitednet_mu.pp as these were."
+            )
 
 
 def describe_modality(
@@ -335,12 +160,10 @@ def describe_modality(
             f"modality {name!r}: expected features that vary, found every one of them constant."
         )
     if found.constant.any():
-        warnings.warn(
+        warn_user(
             f"modality {name!r}: {int(found.constant.sum())} constant features carry no "
             f"information, {_validate._some(np.asarray(features)[found.constant], 3)}; consider "
-            "dropping them.",
-            UserWarning,
-            stacklevel=4,
+            "dropping them."
         )
     if likelihood not in (None, "auto", *LIKELIHOODS):
         raise ValueError(_validate.unknown_name("likelihood", likelihood, ("auto", *LIKELIHOODS)))
@@ -350,17 +173,16 @@ def describe_modality(
             "binarise."
         )
     if found.counts and likelihood in (None, "auto"):
-        warnings.warn(
+        warn_user(
             f"modality {name!r} looks like raw counts. Prepare it first with unitednet_mu.pp "
             "(pp.rna, pp.protein, pp.atac or pp.prepare), or pass likelihood='gaussian' to train "
-            "on the values as they are.",
-            UserWarning,
-            stacklevel=4,
+            "on the values as they are."
         )
     kind: Likelihood = "binary" if found.binary else "gaussian"
     if likelihood is not None and likelihood != "auto":
         kind = likelihood
-    return ModalitySpec(name, tuple(str(f) for f in features), kind, layer, use_rep)
+    names = tuple(str(f) for f in features)
+    return ModalitySpec(name, names, kind, layer, use_rep, found.counts)
 
 
 def open_dataset(mdata: MuData, specs: Sequence[ModalitySpec], *, partial: bool = False) -> Dataset:

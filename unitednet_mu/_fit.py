@@ -11,7 +11,7 @@ import torch
 from scipy.optimize import minimize_scalar
 from torch.nn import functional as F
 
-from ._correlation import pearson_per_feature, pearson_within_groups
+from ._correlation import Correlation
 from ._data import Dataset
 from ._keys import DEFAULT_STEM, Keys
 from ._model import Model, ModelInfo
@@ -20,6 +20,8 @@ from ._train import Trainer, seeded, set_statistics
 
 #: Fewer held-out cells than this say nothing about calibration or accuracy.
 _FEW_CELLS = 20
+#: Cells whose predictions are compared with their measurements at a time.
+_ACCURACY_CELLS = 512
 
 
 def train_new(
@@ -141,21 +143,33 @@ def expected_accuracy(model: Model, held_out: Dataset) -> dict[str, np.ndarray]:
     groups (true labels where given, else the head's). NaN where fewer than 20 cells have source and
     target, or a feature does not vary.
     """
-    encoded = model.encode(held_out)
-    groups = np.where(
-        held_out.labels >= 0, held_out.labels, np.nan_to_num(encoded.logits, nan=-np.inf).argmax(1)
-    )
-    accuracy = {}
-    names = model.modality_names
-    for m, target in enumerate(names):
-        others = [name for name in names if name != target]
-        for sources in [[name] for name in others] + ([others] if len(others) > 1 else []):
-            predicted = model.predict(held_out, sources, target)
-            cells = np.flatnonzero(held_out.observed[:, m] & ~np.isnan(predicted).any(1))
-            scores = np.full((2, predicted.shape[1]), np.nan, np.float32)
-            if len(cells) >= _FEW_CELLS:
-                measured = held_out.sources[m].take(cells)
-                scores[0] = pearson_per_feature(measured, predicted[cells])
-                scores[1] = pearson_within_groups(measured, predicted[cells], groups[cells])
-            accuracy[Keys(DEFAULT_STEM).predicted(sources, target)] = scores
-    return accuracy
+    logits = np.nan_to_num(model.encode(held_out).logits, nan=-np.inf)
+    groups = np.where(held_out.labels >= 0, held_out.labels, logits.argmax(1))
+    predictions = [(tuple(sources), target) for sources, target in model.info.predictions()]
+    fused = {
+        sources: model.encode(held_out, modalities=sources).fused
+        for sources in dict.fromkeys(sources for sources, _ in predictions)
+    }
+    return {
+        Keys(DEFAULT_STEM).predicted(sources, target): _accuracy(
+            model, held_out, groups, fused[sources], target
+        )
+        for sources, target in predictions
+    }
+
+
+def _accuracy(
+    model: Model, held_out: Dataset, groups: np.ndarray, fused: np.ndarray, target: str
+) -> np.ndarray:
+    """Accuracy of one prediction, from fused codes; only blocks of cells are ever dense."""
+    m = model.modality_index(target, "target")
+    source = held_out.sources[m]
+    cells = np.flatnonzero(held_out.observed[:, m] & ~np.isnan(fused).any(1))
+    n_features = len(source.spec.features)
+    if len(cells) < _FEW_CELLS:
+        return np.full((2, n_features), np.nan, np.float32)
+    r = Correlation(n_features, len(model.info.groups))
+    for start in range(0, len(cells), _ACCURACY_CELLS):
+        block = cells[start : start + _ACCURACY_CELLS]
+        r.add(source.take(block), model.decode(fused[block], target), groups[block])
+    return np.stack([r.overall(), r.within()]).astype(np.float32)

@@ -2,102 +2,26 @@
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
-import safetensors
-import safetensors.torch
 import torch
 from mudata import MuData
 from torch import Tensor
 from torch.nn import functional as F
 
-from ._config import NetworkConfig, TrainingConfig
-from ._data import Batch, Dataset, ModalitySpec, check_finite, open_dataset
-from ._network import ModalityShape, UnitedNetwork
+from . import _storage
+from ._data import Batch, Dataset, check_values, open_dataset
+from ._info import ModelInfo as ModelInfo
+from ._network import UnitedNetwork
+from ._rebuild import rebuild
 from ._validate import unknown_name
 
-FORMAT_VERSION = 1
-_METADATA_KEY = "unitednet_mu"
-_CHECKSUM_KEY = "sha256"
 _INFERENCE_CELLS = 2048
-
-
-@dataclass(frozen=True)
-class ModelInfo:
-    """Everything about a trained model that is not a tensor.
-
-    Parameters
-    ----------
-    modalities
-        What is read of each modality, in the network's order.
-    groups
-        Names of the groups, in the order of the head's outputs.
-    labels_key, batch_key
-        Columns trained on; None where groups were found, or batches not used.
-    batches
-        Names of the batches the decoders are conditioned on.
-    batch_measured
-        Per batch and modality whether training cells of that batch had the modality.
-    network, training
-        The settings.
-    random_state
-        The seed.
-    """
-
-    modalities: tuple[ModalitySpec, ...]
-    groups: tuple[str, ...]
-    network: NetworkConfig
-    training: TrainingConfig
-    labels_key: str | None = None
-    batch_key: str | None = None
-    batches: tuple[str, ...] = ()
-    batch_measured: tuple[tuple[bool, ...], ...] = ()
-    random_state: int = 0
-
-    def to_json(self) -> str:
-        """JSON text of the bundle's settings."""
-        plain = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        plain["modalities"] = [dataclasses.asdict(spec) for spec in self.modalities]
-        plain |= {"network": self.network.to_dict(), "training": self.training.to_dict()}
-        return json.dumps({"format": FORMAT_VERSION, **plain})
-
-    @classmethod
-    def from_json(cls, text: str) -> Self:
-        """Read what :meth:`to_json` wrote.
-
-        Raises
-        ------
-        ValueError
-            Not such a text, or of an unknown format version.
-        """
-        try:
-            plain = json.loads(text)
-            version = plain.pop("format")
-            if version != FORMAT_VERSION:
-                raise ValueError(
-                    f"model: format version {version!r} is not known; this package reads "
-                    f"{FORMAT_VERSION}. Update unitednet_mu."
-                )
-            plain["modalities"] = tuple(
-                ModalitySpec(**{**spec, "features": tuple(spec["features"])})
-                for spec in plain["modalities"]
-            )
-            plain |= {name: tuple(plain[name]) for name in ("groups", "batches")}
-            plain["batch_measured"] = tuple(tuple(row) for row in plain["batch_measured"])
-            plain |= {
-                "network": NetworkConfig.build(plain["network"]),
-                "training": TrainingConfig.build(plain["training"]),
-            }
-            return cls(**plain)
-        except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
-            raise ValueError(f"model: the stored settings cannot be read ({error}).") from error
 
 
 @dataclass(frozen=True)
@@ -186,9 +110,14 @@ class Model:
         ------
         ValueError
             Features are missing, values are NaN or infinite, or no cell has any modality.
+
+        Warns
+        -----
+        UserWarning
+            A modality looks like raw counts, and those that the model was trained on did not.
         """
         data = open_dataset(mdata, self.info.modalities, partial=True)
-        check_finite(data)
+        check_values(data)
         return data
 
     def codes(self, batch: Batch) -> Tensor:
@@ -283,11 +212,12 @@ class Model:
             for start in range(0, len(cells), _INFERENCE_CELLS):
                 chunk = cells[start : start + _INFERENCE_CELLS]
                 code = torch.from_numpy(fused[chunk]).to(self.device)
-                predictions = [
+                predictions = (  # one at a time, however many batches
                     self.network.to_units(m, self.network.decode(m, code, vector))
                     for vector in self._expanded(batches, len(chunk))
-                ]
-                out[chunk] = torch.stack(predictions).mean(0).cpu().numpy()
+                )
+                mean = reduce(torch.add, predictions) / max(len(batches), 1)
+                out[chunk] = mean.cpu().numpy()
         return out
 
     def batch_vectors(self, target: str, transform_batch: str | None) -> Tensor:
@@ -307,7 +237,6 @@ class Model:
             if transform_batch is not None
             else [i for i, measured in enumerate(self.info.batch_measured) if measured[m]]
         )
-        chosen = chosen or list(range(len(names)))  # measured in cells of unknown batch only
         # measured only in cells of unknown batch: the mean over all batches
         index = torch.tensor(chosen or range(len(names)), dtype=torch.long)
         return F.one_hot(index, max(len(names), 1)).float().to(self.device)
@@ -328,46 +257,9 @@ class Model:
         }
         return state | {f"accuracy.{k}": torch.from_numpy(v) for k, v in self.accuracy.items()}
 
-    @classmethod
-    def _assemble(cls, tensors: Mapping[str, Tensor], text: str) -> Self:
-        info = ModelInfo.from_json(text)
-        shapes = [ModalityShape(len(spec.features), spec.likelihood) for spec in info.modalities]
-        with torch.random.fork_rng(devices=[]):  # initial weights are drawn, then replaced
-            network = UnitedNetwork(shapes, len(info.groups), len(info.batches), info.network)
-        state = {
-            k.removeprefix("network."): v for k, v in tensors.items() if k.startswith("network.")
-        }
-        bad = [
-            k
-            for k, v in state.items()
-            if v.is_floating_point() and not bool(torch.isfinite(v).all())
-        ]
-        if bad:
-            raise ValueError(
-                f"model: expected finite weights, found NaN or infinite values in {bad[0]!r}."
-            )
-        try:
-            network.load_state_dict(state)
-        except RuntimeError as error:
-            raise ValueError(
-                "model: the stored weights do not fit the stored settings "
-                f"({str(error).splitlines()[-1].strip()})."
-            ) from error
-        accuracy = {
-            k.removeprefix("accuracy."): v.numpy()
-            for k, v in tensors.items()
-            if k.startswith("accuracy.")
-        }
-        return cls(network, info, accuracy)
-
     def to_dict(self) -> dict[str, Any]:
         """Form stored in ``.uns``: safetensors bytes as a uint8 array, JSON text, checksum."""
-        weights = safetensors.torch.save(self._tensors())
-        return {
-            "weights": np.frombuffer(weights, np.uint8).copy(),
-            "config": self.info.to_json(),
-            "sha256": hashlib.sha256(weights).hexdigest(),
-        }
+        return _storage.to_entries(self._tensors(), self.info.to_json())
 
     @classmethod
     def from_dict(cls, stored: Mapping[str, Any]) -> Self:
@@ -378,27 +270,11 @@ class Model:
         ValueError
             Parts are missing, the checksum differs, or weights and settings do not fit.
         """
-        missing = [name for name in ("weights", "config", "sha256") if name not in stored]
-        if missing:
-            raise ValueError(
-                f"model: expected the entries weights, config and sha256, found no {missing}."
-            )
-        weights = np.asarray(stored["weights"], np.uint8).tobytes()
-        if hashlib.sha256(weights).hexdigest() != str(stored["sha256"]):
-            raise ValueError(
-                "model: the stored weights are damaged (their checksum differs). Fit again."
-            )
-        try:
-            tensors = safetensors.torch.load(weights)
-        except safetensors.SafetensorError as error:
-            raise ValueError(f"model: the stored weights cannot be read ({error}).") from error
-        return cls._assemble(tensors, str(stored["config"]))
+        return cls(*rebuild(*_storage.from_entries(stored)))
 
     def save(self, path: str | Path) -> None:
         """Write the model to one safetensors file (settings in its metadata; no pickle)."""
-        tensors, text = self._tensors(), self.info.to_json()
-        metadata = {_METADATA_KEY: text, _CHECKSUM_KEY: _checksum(tensors, text)}
-        safetensors.torch.save_file(tensors, str(path), metadata)
+        _storage.to_file(path, self._tensors(), self.info.to_json())
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
@@ -411,27 +287,7 @@ class Model:
         ValueError
             The file is no model of this package, or it is damaged.
         """
-        try:
-            with safetensors.safe_open(str(path), "pt") as file:
-                metadata = file.metadata() or {}
-                tensors = {name: file.get_tensor(name) for name in file.keys()}
-        except safetensors.SafetensorError as error:
-            raise ValueError(f"{path}: not a safetensors file ({error}).") from error
-        text = metadata.get(_METADATA_KEY)
-        if text is None:
-            raise ValueError(
-                f"{path}: a safetensors file, but not written by unitednet_mu's Model.save."
-            )
-        if metadata.get(_CHECKSUM_KEY) != _checksum(tensors, text):
-            raise ValueError(f"{path}: the file is damaged (its checksum differs).")
-        return cls._assemble(tensors, text)
-
-
-def _checksum(tensors: Mapping[str, Tensor], text: str) -> str:
-    digest = hashlib.sha256(text.encode())
-    for name in sorted(tensors):
-        digest.update(name.encode() + tensors[name].numpy().tobytes())
-    return digest.hexdigest()
+        return cls(*rebuild(*_storage.from_file(path)))
 
 
 def as_list(names: str | Sequence[str]) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Mapping, Sequence
+from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,9 @@ from anndata import AnnData
 from mudata import MuData
 
 from ._keys import PREDICTED_MARK
+
+#: So many cells with a value each of its own hold identifiers; fewer may be single examples.
+_FEWEST_IDENTIFIERS = 10
 
 
 def _some(names: Iterable[Any], limit: int = 10) -> str:
@@ -171,6 +175,33 @@ def obs_column(mdata: MuData, key: str, argument: str) -> pd.Series:
     return merged
 
 
+def check_random_state(random_state: object) -> int:
+    """Return a seed that numpy, torch and scikit-learn all take.
+
+    Raises
+    ------
+    ValueError
+        Not an integer from 0 to 2**32 - 1.
+    """
+    if isinstance(random_state, Integral) and not isinstance(random_state, bool):
+        seed = int(random_state)
+        if 0 <= seed < 2**32:
+            return seed
+    raise ValueError(
+        f"random_state: expected an integer from 0 to 2**32 - 1, found {random_state!r}."
+    )
+
+
+def has_obs_column(mdata: MuData, key: str) -> bool:
+    """Whether :func:`obs_column` finds a column of that name."""
+    modality, _, column = key.partition(":")
+    return (
+        key in mdata.obs
+        or any(key in adata.obs for adata in mdata.mod.values())
+        or (modality in mdata.mod and column in mdata.mod[modality].obs)
+    )
+
+
 def _over_all_cells(mdata: MuData, column: pd.Series) -> pd.Series:
     """Spread a modality's column over all cells, missing in others; integers stay integers."""
     if not isinstance(column.dtype, pd.CategoricalDtype):
@@ -181,18 +212,50 @@ def _over_all_cells(mdata: MuData, column: pd.Series) -> pd.Series:
 def as_names(column: pd.Series) -> tuple[np.ndarray, np.ndarray]:
     """Return codes (int64, -1 where missing) and the names of the levels in use, as strings.
 
-    Levels keep their categorical order, others are sorted. Names that differ as values and not as
-    text (``1`` and ``"1"``) are an error.
+    Levels keep their categorical order, others are sorted. Missing values beside whole numbers,
+    which make them floats, change no name.
+
+    Raises
+    ------
+    ValueError
+        Numbers that are not whole, in a column that is not categorical; values that differ, but not
+        as text (``1`` and ``"1"``).
     """
     values = column.astype("category").cat.remove_unused_categories()
+    levels = values.cat.categories
     if not isinstance(column.dtype, pd.CategoricalDtype):
-        values = values.cat.reorder_categories(_sorted(values.cat.categories))
-    names = np.asarray([str(level) for level in values.cat.categories], dtype=object)
+        levels = pd.Index(_sorted(levels))
+        values = values.cat.reorder_categories(levels)
+        _check_no_measurements(column.name, levels)
+    names = np.asarray([level_name(x) for x in levels], dtype=object)
     if len(set(names)) != len(names):
         raise ValueError(
             f"column {column.name!r}: levels are not distinct as text: {_some(names)}."
         )
     return values.cat.codes.to_numpy(np.int64, copy=True), names
+
+
+def level_name(value: Any) -> str:
+    """Name of a level as text: whole numbers without a decimal point, as floats too."""
+    return str(int(value)) if _is_whole(value) else str(value)
+
+
+def _is_whole(value: Any) -> bool:
+    """Whether a value is a whole number; True and False are none."""
+    return isinstance(value, Real) and not isinstance(value, bool) and float(value).is_integer()
+
+
+def _check_no_measurements(name: Any, levels: pd.Index) -> None:
+    """Refuse numbers of which every different one would be a level."""
+    if all(isinstance(x, Real) for x in levels) and any(
+        isinstance(x, (float, np.floating)) and not _is_whole(x) for x in levels
+    ):
+        shown = ", ".join(str(x) for x in levels[:3])
+        raise ValueError(
+            f"column {name!r}: expected names or whole numbers, found {len(levels)} different "
+            f"numbers [{shown}{', ...' if len(levels) > 3 else ''}]. Bin them (pandas.cut), or "
+            "make the column categorical (astype('category')) if each is a name."
+        )
 
 
 def _sorted(levels: Iterable[Any]) -> list[Any]:
@@ -212,4 +275,15 @@ def check_labels(codes: np.ndarray, names: np.ndarray, labels_key: str) -> None:
         raise ValueError(
             f"labels_key={labels_key!r}: expected at least two classes, found one, {names[0]!r}. "
             "Use n_groups to find groups without labels."
+        )
+
+
+def check_shared(codes: np.ndarray, names: np.ndarray, argument: str, key: str) -> None:
+    """Refuse a column in which every cell has a value of its own, as identifiers have."""
+    n_cells = int((codes >= 0).sum())
+    if len(names) == n_cells >= _FEWEST_IDENTIFIERS:
+        raise ValueError(
+            f"{argument}={key!r}: expected cells that share a value, found {n_cells} different "
+            f"values in {n_cells} cells, {_some(names, 3)}, as identifiers have. Name another "
+            "column."
         )

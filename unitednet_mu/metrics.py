@@ -20,6 +20,7 @@ from ._correlation import (
     pearson_within_groups,
     r2_per_feature,
 )
+from ._validate import level_name
 
 __all__ = [
     "calibration_error",
@@ -258,4 +259,4 @@ def _labels(true: Labels, other: Labels) -> tuple[NDArray[np.str_], NDArray[np.s
         raise ValueError(
             f"predicted: expected a value for every labelled cell, found {missing} missing."
         )
-    return t.astype(str), o.astype(str)
+    return np.asarray([level_name(x) for x in t]), np.asarray([level_name(x) for x in o])

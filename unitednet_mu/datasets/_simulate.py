@@ -14,7 +14,7 @@ from scipy import sparse
 from scipy.special import expit
 
 from .._compat import quiet_update
-from .._validate import per_modality, unknown_name
+from .._validate import check_random_state, per_modality, unknown_name
 
 Values = Literal["continuous", "counts", "binary"]
 
@@ -125,7 +125,7 @@ def simulate_multimodal(
     fractions = _fractions(missing, sizes)
     _check_sizes(n_obs, n_groups, n_links, n_batches, sizes)
     _check_not_negative(noise=noise, batch_effect=batch_effect)
-    rng = np.random.default_rng(random_state)
+    rng = np.random.default_rng(check_random_state(random_state))
     cells = _Cells(
         groups=rng.permutation(np.arange(n_obs) % n_groups),
         batches=rng.permutation(np.arange(n_obs) % n_batches),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 from mudata import MuData
 
-from .._validate import check_mudata, obs_column
+from .._validate import check_mudata, level_name, obs_column
 
 
 def text_column(mdata: MuData, name: str, argument: str) -> pd.Series:
@@ -21,7 +21,7 @@ def text_column(mdata: MuData, name: str, argument: str) -> pd.Series:
     column = obs_column(check_mudata(mdata), name, argument)
     if not isinstance(column.dtype, pd.CategoricalDtype):
         column = column.astype(_categories(mdata, name, column))
-    return column.cat.rename_categories([str(value) for value in column.cat.categories])
+    return column.cat.rename_categories([level_name(value) for value in column.cat.categories])
 
 
 def _categories(mdata: MuData, name: str, column: pd.Series) -> pd.CategoricalDtype:

@@ -19,7 +19,7 @@ from .._keys import DEFAULT_STEM, check_key_added
 from .._model import Model
 from .._sample import Sample, choose_sample
 from .._train import threads_for
-from .._validate import as_names, check_mudata, obs_column, unknown_name
+from .._validate import as_names, check_mudata, check_random_state, obs_column, unknown_name
 from ._common import resolve_model
 
 #: Pairs of features beyond which only the strongest are kept by default.
@@ -75,8 +75,8 @@ def explain(
         Of cross-modal relevance: number of strongest pairs kept per group; ``"auto"`` keeps all up
         to 250,000 pairs, and that many beyond; ``None`` keeps all.
     transform_batch
-        As which batch to decode; by default the even mixture of the batches that measured the
-        target.
+        Of cross-modal relevance: as which batch to decode; by default the even mixture of the
+        batches that measured the target.
     model
         Model to use instead of the one stored in `mdata`.
     random_state
@@ -120,10 +120,15 @@ def explain(
     TypeError
         `mdata` is not a MuData, or `model` not a model.
     ValueError
-        Only one of `source` and `target`, unknown names, or no cell or background with the
-        modalities.
+        Only one of `source` and `target`, an argument of the one explanation given to the other,
+        unknown names, or no cell or background with the modalities.
     RuntimeError
         Attributions do not add up to the output.
+
+    Warns
+    -----
+    UserWarning
+        A modality looks like raw counts, and those that the model was trained on did not.
 
     Notes
     -----
@@ -140,7 +145,8 @@ def explain(
     """
     check_mudata(mdata)
     keys = check_key_added(mdata, key_added)
-    _check_choice(source, target, output, top_k)
+    seed = check_random_state(random_state)
+    _check_choice(source, target, output, top_k, transform_batch)
     found = resolve_model(model, mdata, key_added, device)
     explained = _explained(found, source, target)
     data = found.open(mdata)
@@ -153,14 +159,14 @@ def explain(
         n_background=n_background,
         cells=cells,
         background=background,
-        seed=random_state,
+        seed=seed,
     )
     job = _Job(found, data, groups, sample, progress)
     params = {
         "cells": np.asarray(data.obs_names[sample.cells], dtype=str),
         "background": np.asarray(data.obs_names[sample.background], dtype=str),
         "groupby": groupby or "",
-        "random_state": int(random_state),
+        "random_state": seed,
     }
     if source is None or target is None:
         whole = job.explain_groups(output)
@@ -180,7 +186,7 @@ def explain(
     return result if copy else None
 
 
-def _check_choice(source: Any, target: Any, output: Any, top_k: Any) -> None:
+def _check_choice(source: Any, target: Any, output: Any, top_k: Any, transform_batch: Any) -> None:
     if (source is None) != (target is None):
         raise ValueError(
             f"expected both source and target, or neither, found {source!r} and {target!r}."
@@ -190,6 +196,20 @@ def _check_choice(source: Any, target: Any, output: Any, top_k: Any) -> None:
     whole = isinstance(top_k, (int, np.integer)) and not isinstance(top_k, bool)
     if not (top_k is None or top_k == "auto" or (whole and top_k >= 1)):
         raise ValueError(f"top_k: expected 'auto', None or an integer >= 1, found {top_k!r}.")
+    if source is not None and output != "logits":
+        raise ValueError(
+            f"output is for group relevance, and {target!r} is explained by {source!r} here; leave "
+            "out source and target, or output."
+        )
+    for name, given in (
+        ("top_k", top_k != "auto"),
+        ("transform_batch", transform_batch is not None),
+    ):
+        if source is None and given:
+            raise ValueError(
+                f"{name} is for cross-modal relevance, and groups are explained here; name source "
+                "and target, or leave it out."
+            )
 
 
 def _explained(model: Model, source: str | None, target: str | None) -> list[int]:

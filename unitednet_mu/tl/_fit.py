@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -20,11 +21,16 @@ from .._validate import (
     check_labels,
     check_modalities,
     check_mudata,
+    check_random_state,
+    check_shared,
+    has_obs_column,
     obs_column,
     per_modality,
     unknown_name,
 )
 from ._common import resolve_device
+
+logger = logging.getLogger(__name__)
 
 _AUTO = "auto"
 _FEWEST_CELLS = 10
@@ -119,13 +125,14 @@ def fit(
         `mdata` is not a MuData, or settings are of the wrong type.
     ValueError
         Both `labels_key` and `n_groups`; an unknown modality, column, layer or setting; one class
-        only or all labels missing; NaN or infinite values; too few cells. Nothing is trained or
-        written then.
+        only or all labels missing; a column of measurements or identifiers; NaN or infinite
+        values; too few cells. Nothing is trained or written then.
 
     Warns
     -----
     UserWarning
-        A modality looks like raw counts, or has constant features.
+        A modality looks like raw counts (with `model`: and those it was trained on did not), or
+        has constant features.
 
     Notes
     -----
@@ -142,6 +149,7 @@ def fit(
     check_mudata(mdata)
     keys = check_key_added(mdata, key_added)
     _check_choice(labels_key, n_groups, model, reset_head)
+    seed = check_random_state(random_state)
     on = resolve_device(device)
     settings = TrainingConfig.build(training)
     if model is None:
@@ -151,7 +159,7 @@ def fit(
         info = _inherited(
             model, labels_key, n_groups, reset_head, modalities, layer, use_rep, likelihood, network
         )
-    info = dataclasses.replace(info, training=settings, random_state=int(random_state))
+    info = dataclasses.replace(info, training=settings, random_state=seed)
     data = open_dataset(mdata, info.modalities) if model is None else model.open(mdata)
     info = _with_labels(mdata, data, info, labels_key or info.labels_key)
     info = _with_batches(mdata, data, info, batch_key or info.batch_key, fixed=model is not None)
@@ -197,10 +205,9 @@ def _describe(
     layers = per_modality(layer, chosen, "layer")
     reps = per_modality(use_rep, chosen, "use_rep")
     kinds = per_modality(likelihood, chosen, "likelihood")
-    specs = []
-    for name in chosen:  # no comprehension: before Python 3.12 it is a frame that warnings count
-        specs.append(describe_modality(mdata, name, layers[name], reps[name], kinds[name]))
-    return specs
+    return [
+        describe_modality(mdata, name, layers[name], reps[name], kinds[name]) for name in chosen
+    ]
 
 
 def _inherited(
@@ -239,9 +246,10 @@ def _with_labels(
                 f"{unknown_name('labels_key: label', unknown[0], known)} Pass reset_head=True to "
                 "learn new labels."
             )
-        codes = np.append([info.groups.index(name) for name in names], -1).astype(np.int64)[codes]
+        codes = _positions(codes, names, info.groups)
     else:
         check_labels(codes, names, labels_key)
+        check_shared(codes, names, "labels_key", labels_key)
     data.labels = codes
     return dataclasses.replace(info, labels_key=labels_key, groups=info.groups or tuple(names))
 
@@ -259,10 +267,32 @@ def _with_batches(
     codes, names = _levels(mdata, data, batch_key, "batch_key")
     if not len(names):
         raise ValueError(f"batch_key={batch_key!r}: expected batches, found every value missing.")
+    if not info.batches:
+        check_shared(codes, names, "batch_key", batch_key)
     batches = info.batches or tuple(names)
-    position = {name: index for index, name in enumerate(batches)}
-    data.batches = np.append([position.get(name, -1) for name in names], -1).astype(np.int64)[codes]
+    data.batches = _positions(codes, names, batches)
     return dataclasses.replace(info, batch_key=batch_key, batches=batches)
+
+
+def read_batches(query: MuData, data: Dataset, info: ModelInfo) -> None:
+    """Read the batches of a query into `data`; those that the model does not know are unknown.
+
+    So are all of them where the query has no such column.
+    """
+    if info.batch_key is None:
+        return
+    if not has_obs_column(query, info.batch_key):
+        logger.info("query: no column %r; all of its batches are unknown.", info.batch_key)
+        return
+    codes, names = _levels(query, data, info.batch_key, "batch_key")
+    data.batches = _positions(codes, names, info.batches)
+
+
+def _positions(codes: np.ndarray, names: np.ndarray, known: Sequence[str]) -> np.ndarray:
+    """Turn codes into `names` into positions among `known`, -1 where missing or not among them."""
+    position = {name: index for index, name in enumerate(known)}
+    positions = np.array([*(position.get(name, -1) for name in names), -1], dtype=np.int64)
+    return np.asarray(positions[codes])
 
 
 def _levels(mdata: MuData, data: Dataset, key: str, argument: str) -> tuple[np.ndarray, np.ndarray]:

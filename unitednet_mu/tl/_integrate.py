@@ -62,6 +62,11 @@ def integrate(
     ValueError
         No model is stored, or features of the model are missing.
 
+    Warns
+    -----
+    UserWarning
+        A modality looks like raw counts, and those that the model was trained on did not.
+
     Examples
     --------
     >>> import unitednet_mu as un

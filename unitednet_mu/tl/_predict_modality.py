@@ -68,6 +68,11 @@ def predict_modality(
     ValueError
         An unknown modality or batch; no cell has the source; a measured modality bears the name.
 
+    Warns
+    -----
+    UserWarning
+        A modality looks like raw counts, and those that the model was trained on did not.
+
     Examples
     --------
     >>> import unitednet_mu as un

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,11 +14,9 @@ from .._adapt import ADAPTATION, adapt_model
 from .._config import TrainingConfig
 from .._keys import DEFAULT_STEM, check_key_added
 from .._model import Model
-from .._validate import check_mudata
+from .._validate import check_mudata, check_random_state
 from ._common import resolve_model
-from ._fit import _with_batches, _with_labels
-
-logger = logging.getLogger(__name__)
+from ._fit import _with_batches, _with_labels, read_batches
 
 
 def transfer_labels(
@@ -41,7 +38,9 @@ def transfer_labels(
     Parameters
     ----------
     query
-        Cells to label; features are matched by name, modalities may be missing.
+        Cells to label; features are matched by name, modalities may be missing. Of a model with a
+        `batch_key` adaptation reads that column here too; batches that the model does not know, and
+        a query without the column, count as of unknown batch.
     reference
         MuData that the model was trained on with `labels_key`; holds the model unless `model` is
         given.
@@ -56,7 +55,7 @@ def transfer_labels(
     model
         Model to use instead of the one stored in `reference`.
     training
-        :class:`TrainingConfig`, or overrides of the adaptation's defaults.
+        :class:`TrainingConfig`, or overrides of the adaptation's defaults; with `adapt` only.
     random_state
         Seed of the adaptation.
     device
@@ -94,8 +93,13 @@ def transfer_labels(
     TypeError
         Either is not a MuData, or `model` not a model.
     ValueError
-        The model was trained without labels, features are missing, or the threshold is not
-        in [0, 1).
+        The model was trained without labels, features are missing, the threshold is not in [0, 1),
+        or `training` is given without `adapt`.
+
+    Warns
+    -----
+    UserWarning
+        A modality looks like raw counts, and those that the model was trained on did not.
 
     Examples
     --------
@@ -110,9 +114,15 @@ def transfer_labels(
     check_mudata(query, "query")
     check_mudata(reference, "reference")
     keys = check_key_added(query, key_added)
+    seed = check_random_state(random_state)
     if not 0 <= unknown_threshold < 1:
         raise ValueError(
             f"unknown_threshold: expected a number in [0, 1), found {unknown_threshold!r}."
+        )
+    if training is not None and not adapt:
+        raise ValueError(
+            "training is for adaptation, and adapt=False trains nothing; leave it out, or pass "
+            "adapt=True."
         )
     found = resolve_model(model, reference, key_added, device)
     if found.info.labels_key is None:
@@ -133,10 +143,11 @@ def transfer_labels(
     if not data.observed.any():
         raise ValueError(f"query: expected cells with {found.modality_names}, found none.")
     if adapt:
-        info = dataclasses.replace(found.info, training=config, random_state=int(random_state))
+        info = dataclasses.replace(found.info, training=config, random_state=seed)
         labelled = found.open(reference)
         info = _with_labels(reference, labelled, info, info.labels_key)
         info = _with_batches(reference, labelled, info, info.batch_key, fixed=True)
+        read_batches(query, data, info)
         found, history, verdict = adapt_model(found, info, labelled, data, progress=progress)
         params |= verdict
     probabilities = found.encode(data).probabilities

@@ -1,0 +1,244 @@
+"""One modality's matrix: where it is read from, views that copy nothing, what values it holds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+from scipy import sparse
+
+from . import _validate
+from ._compat import is_sparse
+from ._config import Likelihood
+
+_SCAN_ROWS = 4096
+#: Whole numbers that never reach this are levels of something rather than counts.
+_FEW_COUNTS = 10
+
+
+@dataclass(frozen=True)
+class ModalitySpec:
+    """What a model reads of a modality: where, which features, and what kind of values they are.
+
+    `counts` says whether the values trained on looked like raw counts.
+    """
+
+    name: str
+    features: tuple[str, ...]
+    likelihood: Likelihood
+    layer: str | None = None
+    use_rep: str | None = None
+    counts: bool = False
+
+
+@dataclass(frozen=True)
+class Columns:
+    """A matrix seen through a choice of its columns, never copied: rows are taken first."""
+
+    matrix: Any
+    columns: np.ndarray
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and chosen columns."""
+        return self.matrix.shape[0], len(self.columns)
+
+    def __getitem__(self, rows: np.ndarray | slice) -> Any:
+        return self.matrix[rows][:, self.columns]
+
+
+@dataclass(frozen=True)
+class Stacked:
+    """Two matrices, one below the other, never copied."""
+
+    upper: Any
+    lower: Any
+    n_upper: int
+
+    def __getitem__(self, rows: np.ndarray) -> Any:
+        from_upper = rows < self.n_upper
+        if from_upper.all():
+            return self.upper[rows]
+        if not from_upper.any():
+            return self.lower[rows - self.n_upper]
+        blocks = [self.upper[rows[from_upper]], self.lower[rows[~from_upper] - self.n_upper]]
+        order = np.argsort(np.argsort(~from_upper, kind="stable"), kind="stable")
+        if all(is_sparse(block) for block in blocks):
+            return sparse.vstack(blocks, format="csr")[order]
+        return np.concatenate([to_dense(block) for block in blocks])[order]
+
+
+@dataclass(frozen=True)
+class Source:
+    """One modality's matrix, never copied, and the row of each cell in it, -1 where it has none."""
+
+    spec: ModalitySpec
+    matrix: Any
+    rows: np.ndarray
+
+    def take(self, cells: np.ndarray) -> np.ndarray:
+        """Values of `cells` (positions among all cells; each must have the modality), float32."""
+        return np.ascontiguousarray(to_dense(self.sparse_or_dense(cells)), dtype=np.float32)
+
+    def sparse_or_dense(self, cells: np.ndarray) -> Any:
+        """Like :meth:`take`, as CSR where the matrix is sparse."""
+        return self.matrix[self.rows[cells]]
+
+
+def to_dense(block: Any) -> np.ndarray:
+    """Return a block of rows as an array."""
+    return np.asarray(block.toarray() if is_sparse(block) else block)
+
+
+def matrix_of(
+    adata: AnnData, name: str, layer: str | None, use_rep: str | None
+) -> tuple[Any, pd.Index]:
+    """Return the matrix a modality is read from (CSR or 2-D array) and the names of its features.
+
+    Raises
+    ------
+    ValueError
+        Both or an unknown `layer` / `use_rep`, no matrix, a matrix that is not two-dimensional or
+        not numeric.
+    """
+    if layer is not None and use_rep is not None:
+        raise ValueError(
+            f"modality {name!r}: expected one of layer and use_rep, found {layer!r} and "
+            f"{use_rep!r}."
+        )
+    if layer is not None:
+        if layer not in adata.layers:
+            raise ValueError(
+                _validate.unknown_name(
+                    f"modality {name!r}: layer", layer, filter(None, adata.layers)
+                )
+            )
+        matrix, features = adata.layers[layer], adata.var_names
+    elif use_rep is not None:
+        if use_rep not in adata.obsm:
+            raise ValueError(
+                _validate.unknown_name(f"modality {name!r}: use_rep", use_rep, adata.obsm)
+            )
+        matrix = adata.obsm[use_rep]
+        if isinstance(matrix, pd.DataFrame):
+            return _readable(matrix.to_numpy(), name), matrix.columns.astype(str)
+        matrix = _readable(matrix, name)
+        return matrix, pd.Index([f"{use_rep}:{i}" for i in range(matrix.shape[1])])
+    else:
+        matrix, features = adata.X, adata.var_names
+    return _readable(matrix, name), features
+
+
+def _readable(matrix: Any, name: str) -> Any:
+    if matrix is None:
+        raise ValueError(
+            f"modality {name!r}: expected a matrix in .X, found none. Name a layer or use_rep."
+        )
+    if hasattr(matrix, "to_memory"):  # a backed sparse matrix: read as sparse
+        matrix = matrix.to_memory()
+    if is_sparse(matrix):
+        matrix = matrix if matrix.format == "csr" else matrix.tocsr()
+    else:
+        matrix = np.asarray(matrix)
+    if matrix.ndim != 2:
+        raise ValueError(
+            f"modality {name!r}: expected a cells x features matrix, found shape {matrix.shape}."
+        )
+    if matrix.dtype.kind not in "fiub":
+        raise ValueError(f"modality {name!r}: expected numbers, found dtype {matrix.dtype}.")
+    return matrix
+
+
+@dataclass(frozen=True)
+class Scan:
+    """What one pass over a modality finds."""
+
+    binary: bool
+    counts: bool
+    constant: np.ndarray
+
+
+class _Kind:
+    """What kind of values the blocks of a matrix hold: only 0 and 1, counts, or neither."""
+
+    def __init__(self) -> None:
+        self.binary = self.integer = True
+        self.low = self.high = 0.0
+
+    def add(self, block: Any) -> None:
+        """Add a block; what a sparse one leaves out is 0."""
+        values = block.data if is_sparse(block) else block
+        self.binary = self.binary and bool(((values == 0) | (values == 1)).all())
+        self.integer = self.integer and (
+            values.dtype.kind in "iub" or bool((values == np.rint(values)).all())
+        )
+        if self.integer and not self.binary:
+            self.low = min(self.low, float(values.min(initial=0)))
+            self.high = max(self.high, float(values.max(initial=0)))
+
+    @property
+    def counts(self) -> bool:
+        """Whether the values look like raw counts."""
+        return self.integer and not self.binary and self.low >= 0 and self.high >= _FEW_COUNTS
+
+
+def scan(matrix: Any, features: pd.Index, name: str) -> Scan:
+    """Check values in row blocks: finite in float32, and what kind they are.
+
+    Raises
+    ------
+    ValueError
+        NaN or infinite values: how many, and in which features.
+    """
+    low = np.full(matrix.shape[1], np.inf)
+    high = np.full(matrix.shape[1], -np.inf)
+    kind = _Kind()
+    for block in _finite_blocks(matrix, features, name):
+        kind.add(block)
+        low = np.minimum(low, to_dense(block.min(axis=0)).ravel())
+        high = np.maximum(high, to_dense(block.max(axis=0)).ravel())
+    return Scan(kind.binary and bool((high > low).any()), kind.counts, high == low)
+
+
+def holds_counts(matrix: Any, features: pd.Index, name: str) -> bool:
+    """Check that values are finite, as :func:`scan` does, and say whether they look like counts."""
+    kind = _Kind()
+    for block in _finite_blocks(matrix, features, name):
+        kind.add(block)
+    return kind.counts
+
+
+def _finite_blocks(matrix: Any, features: pd.Index, name: str) -> Iterator[Any]:
+    """Blocks of rows; an error where values are not finite."""
+    for start in range(0, matrix.shape[0], _SCAN_ROWS):
+        block = matrix[start : start + _SCAN_ROWS]
+        if not _finite(block):
+            _raise_not_finite(matrix, features, name)
+        yield block
+
+
+def _raise_not_finite(matrix: Any, features: pd.Index, name: str) -> None:
+    per_feature = np.zeros(matrix.shape[1], np.int64)
+    for start in range(0, matrix.shape[0], _SCAN_ROWS):
+        block = matrix[start : start + _SCAN_ROWS]
+        with np.errstate(over="ignore"):
+            bad = ~np.isfinite(to_dense(block).astype(np.float32, copy=False))
+        per_feature += bad.sum(0)
+    where = features[per_feature > 0]
+    raise ValueError(
+        f"modality {name!r}: expected finite values, found {int(per_feature.sum())} NaN or "
+        f"infinite (or beyond float32) in {len(where)} features, {_validate._some(where, 5)}. Fill "
+        "or drop them; a cell whose whole profile is missing should be left out of that modality: "
+        "cells may lack modalities."
+    )
+
+
+def _finite(block: Any) -> bool:
+    """Whether all values are finite, also in float32."""
+    values = block.data if is_sparse(block) else block
+    with np.errstate(over="ignore"):
+        return bool(np.isfinite(values.astype(np.float32, copy=False)).all())

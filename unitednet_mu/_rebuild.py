@@ -1,0 +1,106 @@
+"""From stored tensors and settings back to a network; nothing is trusted, nothing drawn."""
+
+from __future__ import annotations
+
+import reprlib
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ._info import ModelInfo
+from ._keys import DEFAULT_STEM, Keys
+from ._network import ModalityShape, UnitedNetwork
+
+
+def rebuild(
+    tensors: Mapping[str, Tensor], text: str
+) -> tuple[UnitedNetwork, ModelInfo, dict[str, np.ndarray]]:
+    """Network, settings and expected accuracies of a stored model.
+
+    Parameters
+    ----------
+    tensors
+        Those of the network under ``network.``, accuracies under ``accuracy.``.
+    text
+        JSON of the settings.
+
+    Raises
+    ------
+    ValueError
+        Settings or tensors are not those of a trained model, or do not fit each other.
+    """
+    info = ModelInfo.from_json(text)
+    network = _outline(info)
+    _fill(network, _part(tensors, "network."))
+    accuracy = _part(tensors, "accuracy.")
+    _check_accuracy(accuracy, info)
+    own = {k: v.to(torch.float32, copy=True).numpy() for k, v in accuracy.items()}
+    return network, info, own
+
+
+def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """Tensors whose name has the prefix, without it."""
+    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+
+
+def _outline(info: ModelInfo) -> UnitedNetwork:
+    """Build the network that the settings describe, without memory for its weights."""
+    shapes = [ModalityShape(len(spec.features), spec.likelihood) for spec in info.modalities]
+    try:
+        with torch.device("meta"):  # absurd sizes cost nothing here, and nothing is drawn
+            return UnitedNetwork(shapes, len(info.groups), len(info.batches), info.network)
+    except (RuntimeError, TypeError, OverflowError) as error:
+        raise ValueError(
+            "model: no network can be built from the stored settings "
+            f"({str(error).splitlines()[0][:200]})."
+        ) from error
+
+
+def _fill(network: UnitedNetwork, state: Mapping[str, Tensor]) -> None:
+    """Give a network the stored weights, if they are what it expects."""
+    expected = network.state_dict()
+    for name in dict.fromkeys([*expected, *state]):
+        forms = [_form(part[name]) if name in part else "nothing" for part in (expected, state)]
+        if forms[0] != forms[1]:
+            raise ValueError(
+                "model: the stored weights do not fit the stored settings (size mismatch for "
+                f"{name}: expected {forms[0]}, found {forms[1]})."
+            )
+    for name, value in state.items():
+        if not bool(torch.isfinite(value).all()):
+            raise ValueError(
+                f"model: expected finite weights, found NaN or infinite values in {name!r}."
+            )
+        if name.endswith(("temperature", ".scale")) and not bool((value > 0).all()):
+            raise ValueError(f"model: expected values above 0, found others in {name!r}.")
+    # copies: what was read may be mapped from a file that is written again
+    own = {name: value.to(expected[name].dtype, copy=True) for name, value in state.items()}
+    network.load_state_dict(own, assign=True)
+
+
+def _form(tensor: Tensor) -> str:
+    """Kind of numbers and shape, for comparison."""
+    kind = "float" if tensor.is_floating_point() else str(tensor.dtype).removeprefix("torch.")
+    return f"{kind} {tuple(tensor.shape)}"
+
+
+def _check_accuracy(accuracy: Mapping[str, Tensor], info: ModelInfo) -> None:
+    """Refuse accuracies that are not those of the model's predictions."""
+    n_features = {spec.name: len(spec.features) for spec in info.modalities}
+    shapes = {
+        Keys(DEFAULT_STEM).predicted(sources, target): (2, n_features[target])
+        for sources, target in info.predictions()
+    }
+    for name, value in accuracy.items():
+        if name not in shapes:
+            raise ValueError(
+                f"model: accuracy of {name!r}: expected a prediction between the modalities, "
+                f"{reprlib.repr(list(shapes))}."
+            )
+        if tuple(value.shape) != shapes[name]:
+            raise ValueError(
+                f"model: accuracy of {name!r}: expected shape {shapes[name]}, found "
+                f"{tuple(value.shape)}."
+            )

@@ -1,0 +1,92 @@
+"""Tensors and a text in ``.uns``, or in a file: safetensors and a checksum, no pickle."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors
+import safetensors.torch
+from torch import Tensor
+
+_METADATA_KEY = "unitednet_mu"
+_CHECKSUM_KEY = "sha256"
+
+
+def to_entries(tensors: dict[str, Tensor], text: str) -> dict[str, Any]:
+    """Entries for ``.uns``: safetensors bytes as a uint8 array, the text, a checksum."""
+    weights = safetensors.torch.save(tensors)
+    return {
+        "weights": np.frombuffer(weights, np.uint8).copy(),
+        "config": text,
+        "sha256": hashlib.sha256(weights).hexdigest(),
+    }
+
+
+def from_entries(stored: Mapping[str, Any]) -> tuple[dict[str, Tensor], str]:
+    """Read what :func:`to_entries` made.
+
+    Raises
+    ------
+    ValueError
+        Parts are missing or damaged.
+    """
+    missing = [name for name in ("weights", "config", "sha256") if name not in stored]
+    if missing:
+        raise ValueError(
+            f"model: expected the entries weights, config and sha256, found no {missing}."
+        )
+    weights = np.asarray(stored["weights"])
+    if weights.dtype != np.uint8:
+        raise ValueError(f"model: expected weights of dtype uint8, found {weights.dtype}.")
+    data = weights.tobytes()
+    if hashlib.sha256(data).hexdigest() != str(stored["sha256"]):
+        raise ValueError(
+            "model: the stored weights are damaged (their checksum differs). Fit again."
+        )
+    try:
+        return safetensors.torch.load(data), str(stored["config"])
+    except safetensors.SafetensorError as error:
+        raise ValueError(f"model: the stored weights cannot be read ({error}).") from error
+
+
+def to_file(path: str | Path, tensors: dict[str, Tensor], text: str) -> None:
+    """Write one safetensors file, the text and a checksum in its metadata."""
+    metadata = {_METADATA_KEY: text, _CHECKSUM_KEY: _checksum(tensors, text)}
+    safetensors.torch.save_file(tensors, str(path), metadata)
+
+
+def from_file(path: str | Path) -> tuple[dict[str, Tensor], str]:
+    """Read what :func:`to_file` wrote.
+
+    Raises
+    ------
+    FileNotFoundError
+        There is no such file.
+    ValueError
+        The file is no model of this package, or it is damaged.
+    """
+    try:
+        with safetensors.safe_open(str(path), "pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
+    except safetensors.SafetensorError as error:
+        raise ValueError(f"{path}: not a safetensors file ({error}).") from error
+    text = metadata.get(_METADATA_KEY)
+    if text is None:
+        raise ValueError(
+            f"{path}: a safetensors file, but not written by unitednet_mu's Model.save."
+        )
+    if metadata.get(_CHECKSUM_KEY) != _checksum(tensors, text):
+        raise ValueError(f"{path}: the file is damaged (its checksum differs).")
+    return tensors, text
+
+
+def _checksum(tensors: Mapping[str, Tensor], text: str) -> str:
+    digest = hashlib.sha256(text.encode())
+    for name in sorted(tensors):
+        digest.update(name.encode() + tensors[name].numpy().tobytes())
+    return digest.hexdigest()
