@@ -119,7 +119,7 @@ def consensus_groups(x: np.ndarray, n_groups: int | None, method: str, seed: int
     """
     runs: list[np.ndarray] = []
     for run in range(_RUNS):
-        runs.append(starting_groups(x, n_groups, method, seed + run))
+        runs.append(starting_groups(x, n_groups, method, (seed + run) % 2**32))
         n_groups = int(runs[0].max()) + 1
     agreement = [[adjusted_rand_score(a, b) for b in runs] for a in runs]
     return runs[int(np.mean(agreement, axis=1).argmax())]

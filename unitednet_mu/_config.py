@@ -98,7 +98,8 @@ class NetworkConfig(_Config):
         Share of hidden units dropped in training.
     input_dropout
         Share of input features dropped in training, which keeps the code from leaning on single
-        features.
+        features. ``None`` finds it from the training cells, modality by modality: much where
+        features are many and noisy, little where they are few and clean.
     linear_path
         A linear map beside each encoder's and decoder's hidden layers.
     fusion
@@ -115,7 +116,7 @@ class NetworkConfig(_Config):
     activation: str = "leaky_relu"
     batch_norm: bool = True
     dropout: float = 0.3
-    input_dropout: float = 0.75
+    input_dropout: float | None = None
     linear_path: bool = True
     fusion: Literal["modality", "dimension"] = "modality"
     discriminators: bool = False
@@ -131,8 +132,8 @@ class NetworkConfig(_Config):
             "widths >= 1",
             self.n_hidden,
         )
-        for name in ("dropout", "input_dropout"):
-            _require(0 <= getattr(self, name) < 1, name, "a share in [0, 1)", getattr(self, name))
+        for name, value in (("dropout", self.dropout), ("input_dropout", self.input_dropout or 0)):
+            _require(0 <= value < 1, name, "a share in [0, 1)", value)
         _require(
             self.activation in ACTIVATIONS,
             "activation",

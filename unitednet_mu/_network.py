@@ -77,7 +77,7 @@ class Encoder(nn.Module):
     def __init__(self, n_features: int, config: NetworkConfig) -> None:
         super().__init__()
         self.n_hidden = config.n_hidden[0]
-        self.drop = Dropout(config.input_dropout)
+        self.drop = Dropout(config.input_dropout or 0.0)  # None: set when training begins
         self.wide = nn.Linear(
             n_features, self.n_hidden + (config.n_latent if config.linear_path else 0)
         )
@@ -127,9 +127,13 @@ class Fusion(nn.Module):
         logits = self.logits.unsqueeze(0).masked_fill(~observed.unsqueeze(2), -torch.inf)
         return torch.softmax(logits, 1)
 
-    def forward(self, codes: Tensor, observed: Tensor) -> Tensor:
-        """Fuse `codes` (cells x modalities x n_latent) where `observed` (cells x modalities)."""
-        return (self.weights(observed) * codes).sum(1)
+    def forward(self, codes: Tensor, observed: Tensor, *, learn: bool = True) -> Tensor:
+        """Fuse `codes` (cells x modalities x n_latent) where `observed` (cells x modalities).
+
+        With ``learn=False`` no gradient reaches the weights.
+        """
+        weights = self.weights(observed)
+        return ((weights if learn else weights.detach()) * codes).sum(1)
 
 
 class Discriminator(nn.Module):

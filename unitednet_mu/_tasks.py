@@ -56,7 +56,9 @@ class Tasks:
 
     def label_free(self, batch: Batch, codes: Tensor, observed: Tensor) -> Terms:
         """Reconstruction, translation, contrastive and generator terms."""
-        fused = self._fused(codes, observed)
+        # Only the groups teach the weights (as in the paper): decoding would favour the modality
+        # with the fewest features, which is the easiest to decode.
+        fused = self._fused(codes, observed, learn=False)
         terms: dict[str, list[Tensor]] = defaultdict(list)
         for target, x in enumerate(batch.x):
             if x is not None:
@@ -74,7 +76,7 @@ class Tasks:
         usable = observed.any(1)
         if int(usable.sum()) < 2:
             return {}
-        fused = self._fused(codes[usable], observed[usable])
+        fused = self._fused(codes[usable], observed[usable], learn=True)
         terms: dict[str, list[Tensor]] = defaultdict(list)
         for head in self.network.heads:
             logits, projected = head(fused)
@@ -116,7 +118,7 @@ class Tasks:
                 losses.append(_losses.discriminator_loss(score(real), score(fake)))
         return {"discriminator": torch.stack(losses).mean()} if losses else {}
 
-    def _fused(self, codes: Tensor, observed: Tensor) -> Tensor:
+    def _fused(self, codes: Tensor, observed: Tensor, *, learn: bool) -> Tensor:
         """Fused codes; in training modalities are hidden at random, each cell keeping one."""
         kept = observed
         if self.network.training and self.config.modality_dropout and observed.shape[1] > 1:
@@ -125,7 +127,7 @@ class Tasks:
             )
             kept = torch.where(drawn.any(1, keepdim=True), drawn, observed)
         nowhere = ~kept.any(1, keepdim=True)  # such a cell's fused code is never used; avoid 0/0
-        fused: Tensor = self.network.fusion(codes, kept | nowhere)
+        fused: Tensor = self.network.fusion(codes, kept | nowhere, learn=learn)
         return fused
 
     def _add_target(

@@ -22,7 +22,8 @@ from tqdm.auto import tqdm
 from ._cluster import consensus_groups
 from ._config import TrainingConfig
 from ._data import Batch, Dataset
-from ._network import Decoder, Standardiser, UnitedNetwork
+from ._network import Decoder, Encoder, Standardiser, UnitedNetwork
+from ._noise import choose_input_dropout
 from ._tasks import Tasks, Terms
 
 logger = logging.getLogger(__name__)
@@ -168,6 +169,11 @@ class Trainer:
         self.max_epochs = config.max_epochs or default_epochs(
             len(self.train_cells), self.batch_size
         )
+        if network.config.input_dropout is None:
+            shares = choose_input_dropout(data, self.train_cells, seed)
+            for encoder, share in zip(network.encoders, shares, strict=True):
+                cast("Encoder", encoder).drop.p = share
+            logger.info("input dropout by modality: %s.", [round(share, 2) for share in shares])
         self.class_weights = self._class_weights() if supervised else None
         self.rows: list[dict[str, Any]] = []
         self.progress = progress
@@ -364,7 +370,9 @@ class _RunningAverage:
         self.network = copy.deepcopy(network).requires_grad_(False)
         self._move = get_ema_multi_avg_fn(decay)
         # listed once: torch's AveragedModel walks the whole module tree at every step
-        kept, moving = (list(n.state_dict(keep_vars=True).values()) for n in (self.network, network))
+        kept, moving = (
+            list(n.state_dict(keep_vars=True).values()) for n in (self.network, network)
+        )
         self._pairs = [(a, b) for a, b in zip(kept, moving, strict=True) if a.is_floating_point()]
 
     @torch.no_grad()
