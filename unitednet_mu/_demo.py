@@ -158,24 +158,40 @@ def group_scores(raw: MuData, *, seed: int, progress: bool) -> Scores:
 
 def _leiden_score(true: np.ndarray, embedding: np.ndarray, n_groups: int) -> float:
     """ARI of scanpy's Leiden, the resolution searched for the number of groups."""
+    found = leiden_groups(neighbour_graph(embedding), n_groups)
+    return float(adjusted_rand_score(true, found))
+
+
+def neighbour_graph(embedding: np.ndarray, *, random_state: int = 0) -> Any:
+    """Return scanpy's neighbour graph of the rows of `embedding`, cells x cells."""
     import scanpy as sc
     from anndata import AnnData
 
     adata = AnnData(np.zeros((len(embedding), 1), np.float32), obsm={"X": embedding})
-    sc.pp.neighbors(adata, use_rep="X", random_state=0)
+    sc.pp.neighbors(adata, use_rep="X", random_state=random_state)
+    return adata.obsp["connectivities"]
+
+
+def leiden_groups(graph: Any, n_groups: int, *, random_state: int = 0) -> np.ndarray:
+    """Find groups by scanpy's Leiden, the resolution searched for the number of groups."""
+    import scanpy as sc
+    from anndata import AnnData
+
+    adata = AnnData(np.zeros((graph.shape[0], 1), np.float32))
     low, high = 0.01, 10.0
     for _ in range(_LEIDEN_STEPS):
         resolution = float(np.sqrt(low * high))
         sc.tl.leiden(
             adata,
             resolution=resolution,
+            adjacency=graph,
             flavor="igraph",
             n_iterations=2,
             directed=False,
-            random_state=0,
+            random_state=random_state,
         )
         found = adata.obs["leiden"].nunique()
         if found == n_groups:
             break
         low, high = (low, resolution) if found > n_groups else (resolution, high)
-    return float(adjusted_rand_score(true, adata.obs["leiden"]))
+    return np.asarray(adata.obs["leiden"], dtype=np.int64)

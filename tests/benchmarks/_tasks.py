@@ -1,0 +1,283 @@
+"""What is measured: groups, prediction, transfer with its confidence, unseen types, batches."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property, partial
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from _ours import ADAPTED, OURS, OWN_GROUPS, Settings, supervised, transferred, unsupervised
+from _peers import EMBEDDINGS, LOGISTIC, PREDICTORS, logistic, missing
+from _prepare import Prepared
+from _scorers import Labelled, agreement, auroc, auroc_of_unknown
+from _splits import N_FOLDS, by_batch, few_members, folds
+from _table import Score, mean_of
+from mudata import MuData
+from sklearn.model_selection import StratifiedKFold, cross_val_predict
+from sklearn.neighbors import KNeighborsClassifier
+
+import unitednet_mu as un
+from unitednet_mu._demo import leiden_groups, neighbour_graph
+
+METHODS = ("unitednet", "adaptation", *EMBEDDINGS, *PREDICTORS, "logistic")
+_LARGEST_TYPES = 8
+_FEWEST_CELLS = 10  # of a type to leave out
+_NEIGHBOURS = 15
+
+
+@dataclass(frozen=True)
+class Run:
+    """A set, a seed, and which methods are to be measured how."""
+
+    data: Prepared
+    seed: int
+    settings: Settings = field(default_factory=Settings)
+    methods: tuple[str, ...] = METHODS
+    tasks: tuple[str, ...] = ()
+
+    @cached_property
+    def integrated(self) -> MuData:
+        """All cells, embedded and grouped by this package without labels or batches."""
+        start = perf_counter()
+        mdata = unsupervised(self.data, np.arange(len(self.data)), self.seed, self.settings)
+        un.tl.integrate(mdata, device=self.settings.device)
+        self.say(f"{OURS}, fit without labels on {len(self.data)} cells", start)
+        return mdata
+
+    def score(self, task: str, metric: str, method: str, scorer: Any, n: int, **how: Any) -> Score:
+        """Return a score of this run."""
+        ours = method.startswith(OURS)
+        return Score(task, metric, method, self.seed, scorer, n, **{"ours": ours, **how})
+
+    def say(self, text: str, since: float | None = None) -> None:
+        """Print progress to the standard error."""
+        took = "" if since is None else f", {perf_counter() - since:.1f} s"
+        print(f"{self.data.name}, seed {self.seed}: {text}{took}", file=sys.stderr, flush=True)
+
+
+# ------------------------------------------------------------------ groups
+
+
+def groups(run: Run) -> Iterator[Score]:
+    """ARI and NMI of groups found without labels, and kNN label accuracy of embeddings."""
+    data = run.data
+    if "unitednet" in run.methods:
+        mdata = run.integrated
+        yield from _agreement(run, OWN_GROUPS, mdata.obs["unitednet_group"].to_numpy())
+        embedding = mdata.obsm["X_unitednet"]
+        yield from _leiden(
+            run, f"{OURS}, Leiden", neighbour_graph(embedding, random_state=run.seed)
+        )
+        yield _neighbour_accuracy(run, OURS, embedding)
+    for name, embed in EMBEDDINGS.items():
+        if name not in run.methods:
+            continue
+        if package := missing(name):
+            run.say(f"groups, {name} skipped: pip install {package}")
+            continue
+        start = perf_counter()
+        for found in embed(data, run.seed):
+            graph = found.graph
+            if found.coordinates is not None:
+                graph = neighbour_graph(found.coordinates, random_state=run.seed)
+                yield _neighbour_accuracy(run, found.method, found.coordinates)
+            yield from _leiden(run, f"{found.method}, Leiden", graph)
+        run.say(f"groups, {name}", start)
+
+
+def _leiden(run: Run, method: str, graph: Any) -> Iterator[Score]:
+    found = leiden_groups(graph, run.data.n_groups, random_state=run.seed)
+    n = len(np.unique(found))
+    if n != run.data.n_groups:
+        run.say(f"{method}: {n} groups, {run.data.n_groups} asked for")
+    yield from _agreement(run, method, found)
+
+
+def _agreement(run: Run, method: str, found: np.ndarray) -> Iterator[Score]:
+    for metric in ("ARI", "NMI"):
+        scorer = agreement(run.data.labels, found, metric)
+        yield run.score("groups without labels", metric, method, scorer, len(run.data))
+
+
+def _neighbour_accuracy(run: Run, method: str, embedding: np.ndarray) -> Score:
+    labels = run.data.labels
+    splitter = StratifiedKFold(N_FOLDS, shuffle=True, random_state=run.seed)
+    with few_members():
+        found = cross_val_predict(KNeighborsClassifier(_NEIGHBOURS), embedding, labels, cv=splitter)
+    scorer = mean_of((found == labels).astype(np.float64))
+    return run.score("groups without labels", "kNN label accuracy", method, scorer, len(labels))
+
+
+# ------------------------------------------------------------------ prediction
+
+
+def predict(run: Run) -> Iterator[Score]:
+    """Mean r, r within groups and R2 on a fifth of the cells, by models of the others."""
+    data = run.data
+    train, test = folds(data, run.seed)[0]
+    model = None
+    if "unitednet" in run.methods:
+        start = perf_counter()
+        model = un.get.model(unsupervised(data, train, run.seed, run.settings))
+        query = data.part(test)
+        run.say(f"prediction, {OURS}", start)
+    for source, target in data.directions:
+        start = perf_counter()
+        true = data.values(target, test)
+        score = partial(_prediction, run, f"{source} to {target}", true, data.labels[test])
+        if model is not None:
+            yield from score(OURS, model.predict(query, source, target))
+        x, y = data.values(source, train), data.values(target, train)
+        for name, (method, fit) in PREDICTORS.items():
+            if name in run.methods:
+                fitted = fit(x, y, data.labels[train], run.seed)
+                yield from score(method, fitted.predict(data.values(source, test)))
+        run.say(f"prediction, {source} to {target}, peers", start)
+
+
+def _prediction(
+    run: Run, direction: str, true: np.ndarray, labels: np.ndarray, method: str, found: np.ndarray
+) -> Iterator[Score]:
+    """Scores over features; a constant prediction of a feature that varies counts as r = 0."""
+    within = partial(un.metrics.pearson_within_groups, groups=labels)
+    for metric, measure, constant in (
+        ("mean r", un.metrics.pearson_per_feature, 0.0),
+        ("mean r within groups", within, 0.0),
+        ("mean R2", un.metrics.r2_per_feature, np.nan),
+    ):
+        values = measure(true, found)
+        varies = ~np.isnan(measure(true, true))
+        values = np.where(np.isnan(values) & varies, constant, values)
+        yield run.score(direction, metric, method, mean_of(values), len(values))
+
+
+# ------------------------------------------------------------------ labels
+
+
+def transfer(run: Run) -> Iterator[Score]:
+    """Accuracy and confidence of labels of each batch (or fold), by models of the others."""
+    data = run.data
+    found: dict[str, Labelled] = {}
+    for train, test in by_batch(data, run.seed):
+        start = perf_counter()
+        for method, classes, probabilities in _labelled(run, train, test, data.labels[train]):
+            of_all = found.setdefault(method, Labelled(data.labels))
+            of_all.add(test, classes, probabilities)
+        run.say(f"transfer, {len(train)} cells to {len(test)}", start)
+    for method, labelled in found.items():
+        for task, metric, scorer, lower in labelled.scorers():
+            if task in run.tasks:
+                yield run.score(task, metric, method, scorer, len(data), lower_is_better=lower)
+
+
+def unknown(run: Run) -> Iterator[Score]:
+    """AUROC of "unknown" by one minus the confidence, each of the largest types left out in turn.
+
+    The query holds all cells of the type and a fifth of the others; the reference the other four.
+    """
+    data = run.data
+    if data.n_groups < 3:
+        run.say("unknown: without one of two labels there is nothing to learn")
+        return
+    train, test = folds(data, run.seed)[0]
+    sizes = pd.Series(data.labels).value_counts()
+    types = list(sizes.index[sizes >= _FEWEST_CELLS][:_LARGEST_TYPES])
+    doubt: dict[str, list[np.ndarray]] = {}
+    for left_out in types:
+        start = perf_counter()
+        is_type = data.labels == left_out
+        seen = train[~is_type[train]]
+        query = np.union1d(np.flatnonzero(is_type), test)
+        for method, _, probabilities in _labelled(run, seen, query, data.labels[seen]):
+            values = np.full(len(data), np.nan)
+            values[query] = 1 - probabilities.max(axis=1)
+            doubt.setdefault(method, []).append(values)
+        run.say(f"unknown, without {left_out}", start)
+    unseen = [data.labels == left_out for left_out in types]
+    for method, values in doubt.items():
+        scorer = auroc_of_unknown(unseen, values)
+        yield run.score("unknown", "AUROC, mean over types", method, scorer, len(data))
+        for name, is_type, one in zip(types, unseen, values, strict=True):
+            yield run.score("unknown", f"AUROC, {name}", method, auroc(is_type, one), len(data))
+
+
+def _labelled(
+    run: Run, train: np.ndarray, query: np.ndarray, labels: np.ndarray
+) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
+    """Labels of a query by each method: its name, the labels' names and their probabilities."""
+    data = run.data
+    if "unitednet" in run.methods:
+        start = perf_counter()
+        reference, unlabelled = supervised(data, train, run.seed, run.settings), data.part(query)
+        run.say(f"{OURS}, fit with labels on {len(train)} cells", start)
+        for method, adapt in ((OURS, False), (ADAPTED, True)):
+            if not adapt or "adaptation" in run.methods:
+                yield (
+                    method,
+                    *transferred(reference, unlabelled, run.seed, run.settings, adapt=adapt),
+                )
+    if "logistic" in run.methods:
+        model = logistic(data.side_by_side(train), labels, run.seed)
+        yield LOGISTIC, model.classes_, model.predict_proba(data.side_by_side(query))
+
+
+# ------------------------------------------------------------------ batches
+
+
+def batches(run: Run) -> Iterator[Score]:
+    """Mixing of batches and conservation of labels (scib-metrics), with `batch_key` and without."""
+    data = run.data
+    if data.batches is None:
+        run.say("batches: there is only one")
+        return
+    if importlib.util.find_spec("scib_metrics") is None:
+        run.say("batches skipped: pip install scib-metrics")
+        return
+    if "unitednet" not in run.methods:
+        return
+    start = perf_counter()
+    mdata = unsupervised(data, np.arange(len(data)), run.seed, run.settings, batches=True)
+    un.tl.integrate(mdata, device=run.settings.device)
+    run.say(f"{OURS}, fit without labels, with batches", start)
+    embeddings = {
+        f"{OURS}, batch_key": mdata.obsm["X_unitednet"],
+        f"{OURS} without batch_key": run.integrated.obsm["X_unitednet"],
+    }
+    for method, embedding in embeddings.items():
+        ours = method.endswith(", batch_key")
+        for metric, value in _scib(data, embedding, run.seed).items():
+            yield run.score("batches", metric, method, lambda _, v=value: v, 0, ours=ours)
+
+
+def _scib(data: Prepared, embedding: np.ndarray, seed: int) -> dict[str, float]:
+    import scib_metrics as scib
+    from scib_metrics.nearest_neighbors import pynndescent
+
+    near = pynndescent(embedding, n_neighbors=min(90, len(data) - 1), random_state=seed, n_jobs=1)
+    batch = pd.factorize(data.batches)[0]
+    labels = pd.factorize(data.labels)[0]
+    kmeans = scib.nmi_ari_cluster_labels_kmeans(embedding, labels)
+    return {
+        "mixing: iLISI": float(scib.ilisi_knn(near, batch)),
+        "mixing: BRAS": float(scib.bras(embedding, labels, batch)),
+        "conservation: cLISI": float(scib.clisi_knn(near, labels)),
+        "conservation: silhouette": float(scib.silhouette_label(embedding, labels)),
+        "conservation: k-means NMI": float(kmeans["nmi"]),
+        "conservation: k-means ARI": float(kmeans["ari"]),
+    }
+
+
+TASKS: Mapping[str, Callable[[Run], Iterator[Score]]] = {
+    "groups": groups,
+    "predict": predict,
+    "transfer": transfer,
+    "confidence": transfer,
+    "unknown": unknown,
+    "batches": batches,
+}

@@ -1,0 +1,225 @@
+"""The accuracy benchmark on a small simulated set: its rows, its splits, its scorers."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import sparse
+from sklearn.metrics import roc_auc_score
+from sklearn.neighbors import kneighbors_graph
+
+import unitednet_mu as un
+from unitednet_mu._compat import quiet_update
+
+sys.path.insert(0, str(Path(__file__).parent / "benchmarks"))
+
+import _peers
+import _prepare
+import _scorers
+import _splits
+import _table
+import _tasks
+import accuracy
+
+NETWORK = {"n_hidden": [32], "n_latent": 8, "n_heads": 1, "dropout": 0.0, "input_dropout": 0.2}
+TRAINING = {"max_epochs": 20, "batch_size": 32, "averaging": 0.8}
+QUICK = [
+    *("--seeds", "0", "--resamples", "20", "--device", "cpu"),
+    *("--network", json.dumps(NETWORK), "--training", json.dumps(TRAINING)),
+]
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """File of 160 simulated cells in three groups and two batches; 10 have no label."""
+    mdata = un.datasets.simulate_multimodal(
+        n_obs=160,
+        n_groups=3,
+        n_vars={"rna": 40, "ephys": 20},
+        values={"rna": "counts", "ephys": "continuous"},
+        n_batches=2,
+        batch_effect=0.2,
+        noise=0.3,
+    )
+    mdata.obs["cell_type"] = mdata.obs["cell_type"].cat.add_categories("unknown")
+    mdata.obs.loc[mdata.obs_names[:10], "cell_type"] = "unknown"
+    file = tmp_path_factory.mktemp("data") / "simulated.h5mu"
+    with quiet_update():
+        mdata.write_h5mu(file)
+    return file
+
+
+@pytest.fixture(scope="module")
+def data(path: Path) -> _prepare.Prepared:
+    return _prepare.read(path)[0]
+
+
+@pytest.fixture(scope="module")
+def tissue(data: _prepare.Prepared) -> _prepare.Prepared:
+    """The same cells on a grid."""
+    grid = np.stack(np.divmod(np.arange(len(data)), 13), 1).astype(float)
+    return dataclasses.replace(data, coordinates=grid)
+
+
+def _neighbours(embedding: np.ndarray, *, random_state: int) -> sparse.csr_matrix:
+    near = kneighbors_graph(embedding, 15)
+    return sparse.csr_matrix(near + near.T)
+
+
+def test_groups_and_prediction(
+    path: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # scanpy's graph takes a minute to compile the first time
+    monkeypatch.setattr(_tasks, "neighbour_graph", _neighbours)
+    out = tmp_path / "table.csv"
+    methods = ["unitednet", "pca", "pca_concat", "ridge", "knn", "means"]
+    table = accuracy.main(
+        [
+            str(path),
+            *QUICK,
+            "--tasks",
+            "groups",
+            "predict",
+            "--methods",
+            *methods,
+            "--out",
+            str(out),
+        ]
+    )
+    printed = capsys.readouterr().out
+    assert "10 without a label" in printed
+    assert "rna: 40 features, RNA counts" in printed
+    assert "ephys: 20 features, taken as they are" in printed
+    assert list(table.columns) == _table.COLUMNS
+    stored = pd.read_csv(out, dtype={"values": str})
+    pd.testing.assert_frame_equal(stored, table, check_dtype=False)
+    assert not table[["task", "metric", "method"]].duplicated().any()
+    assert np.isfinite(table["median"]).all()
+    found = table.groupby("task")["method"].agg(set)
+    assert found["groups without labels"] == {
+        *("unitednet_mu", "unitednet_mu, its own groups", "unitednet_mu, Leiden"),
+        *("PCA of rna", "PCA of rna, Leiden", "PCA of ephys", "PCA of ephys, Leiden"),
+        *("PCA side by side", "PCA side by side, Leiden"),
+    }
+    predictors = {"unitednet_mu", *(method for method, _ in _peers.PREDICTORS.values())}
+    assert found["rna to ephys"] == found["ephys to rna"] == predictors
+    ours = table["method"].str.startswith("unitednet_mu")
+    assert table.loc[ours, ["best_peer", "difference", "low", "high", "verdict"]].notna().all(None)
+    assert table.loc[~ours, "best_peer"].isna().all()
+
+    # planted: groups that are plain to see, links by which one modality tells of the other
+    value = table.set_index(["task", "metric", "method"])["median"].sort_index()
+    assert value["groups without labels", "ARI", "PCA side by side, Leiden"] > 0.9
+    assert value["groups without labels", "kNN label accuracy", "unitednet_mu"] > 0.8
+    within = value["rna to ephys", "mean r within groups"]
+    assert within["ridge regression"] > 0.1 > within["mean of the predicted group"]
+    assert value["rna to ephys", "mean r", "unitednet_mu"] > 0.1
+
+
+def test_labels(path: Path) -> None:
+    methods = ["unitednet", "adaptation", "logistic"]
+    tasks = ["transfer", "confidence", "unknown"]
+    table = accuracy.main([str(path), *QUICK, "--tasks", *tasks, "--methods", *methods])
+    found = table.groupby(["task", "metric"])["method"].agg(set)
+    labelled = {"unitednet_mu", "unitednet_mu, adapted", _peers.LOGISTIC}
+    assert all(methods == labelled for methods in found)
+    assert found.groupby("task").size().to_dict() == {"confidence": 3, "transfer": 3, "unknown": 4}
+
+    value = table.set_index(["task", "metric", "method"])["median"].sort_index()
+    assert value["transfer", "balanced accuracy", _peers.LOGISTIC] > 0.9
+    assert value["confidence", "Brier score", _peers.LOGISTIC] < 0.1
+    assert value["unknown", "AUROC, mean over types", _peers.LOGISTIC] > 0.8
+    assert value["transfer", "balanced accuracy", "unitednet_mu"] > 0.5
+
+
+def test_what_is_missing_is_said(
+    data: _prepare.Prepared, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(_peers.importlib.util, "find_spec", lambda name: None)
+    run = _tasks.Run(data, 0, methods=("mofa", "totalvi"))
+    assert not list(_tasks.groups(run)) and not list(_tasks.batches(run))
+    said = capsys.readouterr().err
+    for package in ("mofapy2", "scvi-tools", "scib-metrics"):
+        assert f"skipped: pip install {package}" in said
+
+
+def test_no_cell_is_trained_on_and_held_out(
+    data: _prepare.Prepared, tissue: _prepare.Prepared
+) -> None:
+    for split in (_splits.folds, _splits.by_batch):
+        for cells in (data, tissue):
+            for seed in range(3):
+                splits = split(cells, seed)
+                assert not any(np.intersect1d(train, test).size for train, test in splits)
+                held_out = np.sort(np.concatenate([test for _, test in splits]))
+                assert held_out.tolist() == list(range(len(cells)))
+    assert len(_splits.by_batch(data, 0)) == 2
+    train, test = _splits.folds(data, 0)[0]
+    assert len(test) / len(data) == pytest.approx(0.2, abs=0.02)
+    assert len(train) + len(test) == len(data)
+    train, test = _splits.folds(tissue, 0)[0]
+    apart = tissue.coordinates[train][:, None] - tissue.coordinates[test]
+    assert np.linalg.norm(apart, axis=2).min() > 2
+
+
+def test_labels_are_handed_over_on_request_only(data: _prepare.Prepared) -> None:
+    bare = data.part(np.arange(5))
+    assert not len(bare.obs.columns) and not any(len(a.obs.columns) for a in bare.mod.values())
+    assert data.part(np.arange(5), _prepare.LABELS).obs.columns.tolist() == [_prepare.LABELS]
+
+
+def test_nothing_is_predicted_from_its_own_neighbourhood(data: _prepare.Prepared) -> None:
+    niche = dataclasses.replace(
+        data, modalities={**data.modalities, "niche": data.modalities["rna"]}
+    )
+    assert niche.directions == [
+        *(("rna", "ephys"), ("ephys", "rna"), ("ephys", "niche"), ("niche", "ephys")),
+    ]
+
+
+def test_subsample_keeps_shares(path: Path) -> None:
+    few = _prepare.read(path, max_cells=60)[0]
+    assert len(few) == 60
+    assert np.unique(few.labels, return_counts=True)[1].tolist() == pytest.approx([20] * 3, abs=2)
+
+
+def test_scorers_agree_with_the_package(rng: np.random.Generator) -> None:
+    labels = rng.choice(["a", "b", "c"], 80)
+    probabilities = rng.dirichlet(np.ones(3), 80)
+    labelled = _scorers.Labelled(labels)
+    labelled.add(np.arange(80), np.array(["c", "a", "b"]), probabilities)
+    found = np.array(["c", "a", "b"])[probabilities.argmax(1)]
+    scores = {metric: scorer(np.arange(80)) for _, metric, scorer, _ in labelled.scorers()}
+    expected = un.metrics.classification_scores(labels, found)
+    assert scores["accuracy"] == pytest.approx(expected["accuracy"])
+    assert scores["balanced accuracy"] == pytest.approx(expected["balanced_accuracy"])
+    assert scores["macro F1"] == pytest.approx(expected["macro_f1"])
+    correct = roc_auc_score(labels == found, probabilities.max(1))
+    assert scores["AUROC of correctness"] == pytest.approx(correct)
+
+
+def test_interval_against_the_best_peer(rng: np.random.Generator) -> None:
+    worse = rng.random(100)
+
+    def score(method: str, values: np.ndarray, **how: bool) -> _table.Score:
+        return _table.Score("task", "metric", method, 0, _table.mean_of(values), 100, **how)
+
+    for lower, verdict in ((False, "ahead"), (True, "behind")):
+        same = [
+            score("ours", worse + 0.1, ours=True, lower_is_better=lower),
+            score("ours again", worse, ours=True, lower_is_better=lower),
+            score("peer", worse, lower_is_better=lower),
+        ]
+        table = _table.summarise(same, "data", 50).set_index("method")
+        assert table.loc["ours", "verdict"] == verdict
+        assert table.loc["ours", "difference"] == pytest.approx(0.1)
+        assert table.loc["ours again", "verdict"] == "even"
