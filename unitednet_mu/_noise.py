@@ -6,7 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import eigh
 
-from ._data import Dataset, Source, to_dense
+from ._data import Dataset
+from ._matrix import Source, to_dense
 
 Array = NDArray[np.float64]
 
@@ -81,7 +82,7 @@ def cross_validation_scores(values: Array, vectors: Array, target: Array) -> Arr
 
 
 class _Grams:
-    """Gram matrices of standardised features, each made once where all pairs have the same cells."""
+    """Gram matrices of standardised features, kept for pairs that have the same cells."""
 
     def __init__(self, data: Dataset) -> None:
         self._data = data
