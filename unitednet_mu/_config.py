@@ -167,6 +167,10 @@ class TrainingConfig(_Config):
     validation_fraction
         Share of cells held out for early stopping, calibration and the expected accuracy of
         predictions.
+    refit
+        Whether a network trained from scratch is trained once more, on all cells, once the held-out
+        ones have shown when to stop, how confident to be and what accuracy to expect. ``None``: for
+        fewer than 5,000 cells, of which every one is needed.
     patience
         Epochs without a better held-out loss before training stops and the best state is restored.
     loss_weights
@@ -195,6 +199,7 @@ class TrainingConfig(_Config):
     averaging: float = 0.98
     gradient_clip: float = 5.0
     validation_fraction: float = 0.1
+    refit: bool | None = None
     patience: int = 20
     loss_weights: Mapping[str, float] = field(default_factory=dict)
     temperature: float = 0.1

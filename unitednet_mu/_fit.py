@@ -22,6 +22,8 @@ from ._train import Trainer, seeded, set_statistics
 _FEW_CELLS = 20
 #: Cells whose predictions are compared with their measurements at a time.
 _ACCURACY_CELLS = 512
+#: From this number of cells on, those held out are not missed.
+_MANY_CELLS = 5000
 
 
 def train_new(
@@ -42,14 +44,43 @@ def train_new(
     -------
     The model, and the history (one row an epoch).
     """
-    with seeded(info.random_state):
-        shapes = [ModalityShape(len(spec.features), spec.likelihood) for spec in info.modalities]
-        network = UnitedNetwork(shapes, len(info.groups) or 1, len(info.batches), info.network).to(
-            device
-        )
-        trainer = _trainer(network, data, info, n_groups, new_groups=True, progress=progress)
-        set_statistics(network, data, trainer.train_cells)
-        return _finish(trainer, data, info)
+    shapes = [ModalityShape(len(spec.features), spec.likelihood) for spec in info.modalities]
+
+    def train(settings: ModelInfo) -> tuple[Model, pd.DataFrame]:
+        with seeded(info.random_state):
+            n_groups_now = len(info.groups) or 1
+            network = UnitedNetwork(shapes, n_groups_now, len(info.batches), info.network)
+            network.to(device)
+            trainer = _trainer(
+                network, data, settings, n_groups, new_groups=True, progress=progress
+            )
+            set_statistics(network, data, trainer.train_cells)
+            return _finish(trainer, data, settings)
+
+    model, history = train(info)
+    refit = info.training.refit
+    if info.training.validation_fraction == 0 or refit is False:
+        return model, history
+    if refit is None and len(data.canonical) >= _MANY_CELLS:
+        return model, history
+    return _refitted(model, history, *train(_without_held_out(info, history)))
+
+
+def _without_held_out(info: ModelInfo, history: pd.DataFrame) -> ModelInfo:
+    """Settings of a training on all cells, for as many epochs as the held-out cells allowed."""
+    training = replace(info.training, validation_fraction=0.0, max_epochs=len(history))
+    return replace(info, training=training)
+
+
+def _refitted(
+    held_out: Model, first: pd.DataFrame, model: Model, second: pd.DataFrame
+) -> tuple[Model, pd.DataFrame]:
+    """Model trained on all cells, with the temperature and accuracy that held-out cells gave."""
+    model.info = replace(model.info, training=held_out.info.training)
+    model.network.temperature.copy_(held_out.network.temperature)
+    model.accuracy = held_out.accuracy
+    second = second.assign(phase="refit " + second["phase"], epoch=second["epoch"] + len(first))
+    return model, pd.concat([first, second], ignore_index=True)
 
 
 def train_on(
