@@ -49,7 +49,7 @@ def mosaic() -> MuData:
 #: A network and a training that take well under a second on the simulated sets.
 _QUICK: dict[str, Any] = {
     "network": {"n_hidden": (32,), "n_latent": 8, "n_projector": 16, "n_heads": 2},
-    "training": {"max_epochs": 3, "batch_size": 32},
+    "training": {"max_epochs": 3, "batch_size": 32, "refit": False},
     "device": "cpu",
     "progress": False,
 }

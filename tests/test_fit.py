@@ -13,7 +13,7 @@ from scipy import sparse
 from sklearn.metrics import adjusted_rand_score
 
 import unitednet_mu as un
-from unitednet_mu import _matrix, _model, _train
+from unitednet_mu import _matrix, _model, _noise, _train
 from unitednet_mu._config import TrainingConfig
 from unitednet_mu._data import Batch
 from unitednet_mu._network import UnitedNetwork
@@ -545,6 +545,7 @@ def test_early_stopping_restores_the_best_state(paired: MuData, quick: dict[str,
     quick["training"] = {
         "max_epochs": 60,
         "patience": 3,
+        "refit": False,
         "learning_rate": 0.05,
         "weight_decay": 0.0,
         "averaging": 0.0,
@@ -705,6 +706,7 @@ def test_sparse_stays_sparse(
     ):
         assert getattr(module, name) >= 1024
         monkeypatch.setattr(module, name, 40)
+    monkeypatch.setattr(_noise, "_MAX_CELLS", 40)
     dense: list[int] = []
     for kind in (sparse.csr_matrix, sparse.csr_array, sparse.csc_matrix, sparse.csc_array):
         plain = kind.toarray
@@ -833,3 +835,35 @@ def test_training_again_replaces_all_that_was_stored(fitted: MuData, quick: dict
     un.tl.fit(fitted, n_groups=2, **quick)
     assert "relevance" not in fitted.uns["unitednet"]
     assert fitted.uns["unitednet"]["groups"].tolist() == ["0", "1"]
+
+
+def test_refit_trains_on_all_cells(paired: MuData, quick: dict[str, Any]) -> None:
+    """Once more, without held-out cells; what those said about confidence and accuracy is kept."""
+    once = paired.copy()
+    un.tl.fit(once, labels_key="cell_type", **quick)
+    quick["training"]["refit"] = None
+    un.tl.fit(paired, labels_key="cell_type", **quick)
+    first, history = un.get.history(once), un.get.history(paired)
+    assert history["phase"].tolist() == ["train"] * 3 + ["refit train"] * 3
+    assert history["val_total"].notna().tolist() == [True] * 3 + [False] * 3
+    assert history["val_total"].tolist()[:3] == first["val_total"].tolist()
+    model, before = un.get.model(paired), un.get.model(once)
+    assert model.info.training.validation_fraction == 0.1
+    assert float(model.network.temperature) == float(before.network.temperature)
+    for name, scores in before.accuracy.items():
+        np.testing.assert_array_equal(model.accuracy[name], scores)
+    everyone = np.asarray(paired["rna"].X).mean(0)
+    np.testing.assert_allclose(model.network.standardisers[0].mean, everyone, rtol=1e-4, atol=1e-6)
+    some = before.network.standardisers[0].mean.numpy()
+    assert not np.allclose(some, everyone, rtol=1e-4, atol=1e-6)
+
+
+def test_only_groups_teach_the_fusion_weights(paired: MuData, quick: dict[str, Any]) -> None:
+    quick["training"]["loss_weights"] = {"cross_entropy": 0.0}
+    un.tl.fit(paired, labels_key="cell_type", **quick)
+    weights = un.get.model(paired).modality_weights()
+    np.testing.assert_allclose(weights, 1 / len(weights), atol=1e-7)
+    quick["training"]["loss_weights"] = {}
+    un.tl.fit(paired, labels_key="cell_type", **quick)
+    weights = un.get.model(paired).modality_weights()
+    assert not np.allclose(weights, 1 / len(weights), atol=1e-4)

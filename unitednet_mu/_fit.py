@@ -67,7 +67,7 @@ def train_new(
 
 
 def _without_held_out(info: ModelInfo, history: pd.DataFrame) -> ModelInfo:
-    """Settings of a training on all cells, for as many epochs as the held-out cells allowed."""
+    """Return settings to train on all cells, for as many epochs as held-out cells allowed."""
     training = replace(info.training, validation_fraction=0.0, max_epochs=len(history))
     return replace(info, training=training)
 

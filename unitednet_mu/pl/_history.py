@@ -25,7 +25,13 @@ CURVES: tuple[tuple[str, str, dict[str, Any]], ...] = (
     ("train", "training cells", {"color": CATEGORIES[0], "linestyle": "-"}),
     ("val", "held-out cells", {"color": CATEGORIES[1], "linestyle": "--"}),
 )
-PHASES = {"warmup": "#F3E3C3", "train": "#FFFFFF", "adapt": "#DCEBF5"}
+PHASES = {
+    "warmup": "#F3E3C3",
+    "train": "#FFFFFF",
+    "refit warmup": "#F3E3C3",
+    "refit train": "#E9F2E6",
+    "adapt": "#DCEBF5",
+}
 OTHER_PHASE = "#E5E5E5"
 #: Height in inches of a row of the legend.
 LEGEND_ROW = 0.17
