@@ -16,7 +16,6 @@ import pandas as pd
 import torch
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
-from torch.optim.swa_utils import get_ema_multi_avg_fn
 from tqdm.auto import tqdm
 
 from ._cluster import consensus_groups
@@ -24,6 +23,7 @@ from ._config import TrainingConfig
 from ._data import Batch, Dataset
 from ._network import Decoder, Encoder, Standardiser, UnitedNetwork
 from ._noise import choose_input_dropout
+from ._optimise import Optimisers, RunningAverage
 from ._tasks import Tasks, Terms
 
 logger = logging.getLogger(__name__)
@@ -214,8 +214,8 @@ class Trainer:
 
     def _phase(self, name: str, n_epochs: int, bar: Any, *, identify: bool) -> None:
         """Train for up to `n_epochs`; restore the averaged weights with the best held-out loss."""
-        averaged = _RunningAverage(self.network, self.config.averaging)
-        optimisers = _Optimisers(
+        averaged = RunningAverage(self.network, self.config.averaging)
+        optimisers = Optimisers(
             self.network, self.config, n_epochs * self._steps_per_epoch(identify)
         )
         tasks = Tasks(self.network, self.config, self.class_weights)
@@ -250,7 +250,7 @@ class Trainer:
         return math.ceil(len(self.train_cells) / self.batch_size) * per_batch
 
     def _epoch(
-        self, tasks: Tasks, optimisers: _Optimisers, averaged: _RunningAverage, identify: bool
+        self, tasks: Tasks, optimisers: Optimisers, averaged: RunningAverage, identify: bool
     ) -> dict[str, float]:
         self.network.train()
         values: dict[str, list[float]] = defaultdict(list)
@@ -263,7 +263,7 @@ class Trainer:
         return {term: float(np.mean(found)) for term, found in values.items()}
 
     def _steps(
-        self, tasks: Tasks, batch: Batch, identify: bool, optimisers: _Optimisers
+        self, tasks: Tasks, batch: Batch, identify: bool, optimisers: Optimisers
     ) -> Iterator[Terms]:
         """Make the steps of one mini-batch: discriminators, then the tasks, together or in turn."""
         if len(batch) < 2:  # batch statistics and pairs need two cells
@@ -361,65 +361,3 @@ def _fit_head(head: nn.Module, z: Tensor, labels: Tensor) -> None:
         optimiser.zero_grad(set_to_none=True)
         nn.functional.cross_entropy(head(z)[0], labels).backward()
         optimiser.step()
-
-
-class _RunningAverage:
-    """Exponential running average of a network's weights and statistics, which is what is kept."""
-
-    def __init__(self, network: UnitedNetwork, decay: float) -> None:
-        self.network = copy.deepcopy(network).requires_grad_(False)
-        self._move = get_ema_multi_avg_fn(decay)
-        # listed once: torch's AveragedModel walks the whole module tree at every step
-        kept, moving = (
-            list(n.state_dict(keep_vars=True).values()) for n in (self.network, network)
-        )
-        self._pairs = [(a, b) for a, b in zip(kept, moving, strict=True) if a.is_floating_point()]
-
-    @torch.no_grad()
-    def update(self) -> None:
-        """Take one step of the network in."""
-        kept, moving = zip(*self._pairs, strict=True)
-        self._move(list(kept), list(moving), None)
-
-
-class _Optimisers:
-    """AdamW for the network, one-cycle schedule, another for discriminators; clipped steps."""
-
-    def __init__(self, network: UnitedNetwork, config: TrainingConfig, n_steps: int) -> None:
-        self.clip = config.gradient_clip
-        opponents = list(network.discriminators.parameters())
-        theirs = {id(p) for p in opponents}
-        self.parameters = [p for p in network.parameters() if id(p) not in theirs]
-        self.optimiser = torch.optim.AdamW(
-            self.parameters, lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
-        )
-        self.schedule = torch.optim.lr_scheduler.OneCycleLR(
-            self.optimiser,
-            config.learning_rate,
-            total_steps=n_steps + 1,
-            pct_start=max(0.2, 2 / (n_steps + 1)),  # it divides by 0.2 x 5 - 1 where these are 5
-        )
-        self.opponents = opponents
-        self.opponent = torch.optim.AdamW(opponents, lr=config.learning_rate) if opponents else None
-
-    @property
-    def rate(self) -> float:
-        """Learning rate of the next step."""
-        return float(self.schedule.get_last_lr()[0])
-
-    def step(self, loss: Tensor) -> None:
-        """Move the network; the discriminators' weights stay."""
-        self.optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(self.parameters, self.clip)
-        self.optimiser.step()
-        self.schedule.step()
-
-    def step_discriminators(self, loss: Tensor) -> None:
-        """Move the discriminators; the network's weights stay."""
-        if self.opponent is None:
-            return
-        self.opponent.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(self.opponents, self.clip)
-        self.opponent.step()
