@@ -18,7 +18,8 @@ from unitednet_mu._config import TrainingConfig
 from unitednet_mu._data import Batch
 from unitednet_mu._network import UnitedNetwork
 from unitednet_mu._tasks import Tasks
-from unitednet_mu._train import Trainer, _Optimisers, split_cells
+from unitednet_mu._optimise import Optimisers
+from unitednet_mu._train import Trainer, , split_cells
 
 SUPERVISED = {"labels_key": "cell_type"}
 GROUPED = {"n_groups": 3}
@@ -406,7 +407,7 @@ def test_fusion_per_dimension_has_a_weight_for_each(paired: MuData, quick: dict[
 
 
 @pytest.fixture
-def opponents(fitted: MuData) -> tuple[Tasks, _Optimisers, Batch]:
+def opponents(fitted: MuData) -> tuple[Tasks, Optimisers, Batch]:
     """Tasks, optimisers and a mini-batch of a network with discriminators."""
     torch.manual_seed(0)
     model = un.get.model(fitted)
@@ -417,7 +418,7 @@ def opponents(fitted: MuData) -> tuple[Tasks, _Optimisers, Batch]:
     config = TrainingConfig(loss_weights={"generator": 1.0}, weight_decay=0.0)
     data = model.open(fitted)
     batch = data.batch(np.arange(32), torch.device("cpu"))
-    return Tasks(network, config, torch.ones(3)), _Optimisers(network, config, 10), batch
+    return Tasks(network, config, torch.ones(3)), Optimisers(network, config, 10), batch
 
 
 def parameters(network: UnitedNetwork) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:

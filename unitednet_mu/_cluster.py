@@ -13,7 +13,7 @@ from sklearn.cluster import KMeans
 from sklearn.metrics import adjusted_rand_score
 from sklearn.neighbors import kneighbors_graph
 
-_N_NEIGHBORS = 15
+_N_NEIGHBORS = 30
 _MAX_CELLS = 20_000
 _OVERCLUSTER = 4
 _RUNS = 5
