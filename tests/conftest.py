@@ -90,7 +90,7 @@ def fitted_mosaic(_fitted_mosaic: MuData) -> MuData:
 @pytest.fixture(scope="session")
 def _trained() -> MuData:
     mdata = un.datasets.simulate_multimodal(n_obs=240, n_groups=3, noise=0.3, random_state=3)
-    settings = {**_QUICK, "training": {"max_epochs": 50, "batch_size": 32}}
+    settings = {**_QUICK, "training": {"max_epochs": 50, "batch_size": 32, "refit": False}}
     un.tl.fit(mdata, labels_key="cell_type", **settings)
     un.tl.integrate(mdata)
     return mdata
