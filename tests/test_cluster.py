@@ -144,12 +144,28 @@ def test_nearest_centre() -> None:
     np.testing.assert_array_equal(_cluster._nearest(x, centres), expected)
 
 
-@pytest.mark.parametrize("method", ["leiden", "kmeans"])
-def test_several_runs_agree_on_clear_groups(method: str) -> None:
+def test_the_grouping_most_like_the_others_is_taken(rng: np.random.Generator) -> None:
+    _, truth = blobs([60, 50, 40])
+    off = truth.copy()
+    off[:10] = 2
+    others = [rng.permutation(truth), (truth + 1) % 3, off, truth]
+    taken = _cluster._most_agreed(others)
+    assert adjusted_rand_score(truth, taken) == 1.0
+
+
+def test_groups_are_looked_for_at_several_scales(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A scale that mixes groups is outvoted by the others."""
     x, truth = blobs([60, 50, 40])
-    labels = _cluster.consensus_groups(x, 3, method, seed=0)
-    assert adjusted_rand_score(truth, labels) == 1.0
-    np.testing.assert_array_equal(labels, _cluster.consensus_groups(x, 3, method, seed=0))
+    plain, seen = _cluster.shared_neighbour_graph, []
+
+    def one_scale_astray(rows: np.ndarray, n_neighbors: int) -> igraph.Graph:
+        seen.append(n_neighbors)
+        mixed = np.random.default_rng(0).permutation(rows)
+        return plain(mixed if n_neighbors == _cluster._SCALES[0] else rows, n_neighbors)
+
+    monkeypatch.setattr(_cluster, "shared_neighbour_graph", one_scale_astray)
+    assert adjusted_rand_score(truth, leiden_groups(x, 3)) == 1.0
+    assert tuple(seen) == _cluster._SCALES
 
 
 def test_equal_rows() -> None:

@@ -17,9 +17,9 @@ from unitednet_mu import _matrix, _model, _noise, _train
 from unitednet_mu._config import TrainingConfig
 from unitednet_mu._data import Batch
 from unitednet_mu._network import UnitedNetwork
-from unitednet_mu._tasks import Tasks
 from unitednet_mu._optimise import Optimisers
-from unitednet_mu._train import Trainer, , split_cells
+from unitednet_mu._tasks import Tasks
+from unitednet_mu._train import Trainer, split_cells
 
 SUPERVISED = {"labels_key": "cell_type"}
 GROUPED = {"n_groups": 3}

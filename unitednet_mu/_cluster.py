@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import igraph
@@ -13,13 +13,16 @@ from sklearn.cluster import KMeans
 from sklearn.metrics import adjusted_rand_score
 from sklearn.neighbors import kneighbors_graph
 
-_N_NEIGHBORS = 30
-_MAX_CELLS = 20_000
+#: Sizes of the neighbourhoods that groups are looked for at: which is best differs between data.
+_SCALES = (10, 15, 20, 30)
+_DEFAULT_SCALE = 15
+#: Times that communities are found at each scale.
+_RUNS = 3
 _OVERCLUSTER = 4
-_RUNS = 5
+_MAX_CELLS = 20_000
 
 
-def shared_neighbour_graph(x: np.ndarray, n_neighbors: int = _N_NEIGHBORS) -> igraph.Graph:
+def shared_neighbour_graph(x: np.ndarray, n_neighbors: int) -> igraph.Graph:
     """k-nearest-neighbour graph of the rows of `x`, edges weighted by Jaccard index."""
     knn = kneighbors_graph(x, min(n_neighbors, len(x) - 1), include_self=False)
     knn = sparse.csr_array(knn) + sparse.eye_array(len(x), format="csr")
@@ -54,35 +57,51 @@ def leiden_groups(x: np.ndarray, n_groups: int | None, seed: int = 0) -> np.ndar
     Modularity favours groups of equal size and so splits a large group before it separates a small
     one. For `n_groups` groups the rows are therefore cut into about four times as many communities,
     and those with the most edges between them, relative to their sizes, are merged until `n_groups`
-    are left.
+    are left. What comes out depends on the size of the neighbourhoods and on chance: it is done
+    several times at each of several sizes, and the result that agrees best with the others taken.
 
     Returns
     -------
     int64 labels 0, 1, ... by decreasing size; as many communities as resolution 1 gives where
     `n_groups` is None.
     """
-    graph = shared_neighbour_graph(x)
-    with _igraph_seed(seed):
-        if n_groups is None:
-            return _by_size(_leiden(graph, 1.0))
-        labels = _search(lambda resolution: _leiden(graph, resolution), _OVERCLUSTER * n_groups)
-    if labels.max() + 1 < n_groups:  # fewer rows than communities asked for, or no structure at all
+    if n_groups is None:
+        graph = shared_neighbour_graph(x, _DEFAULT_SCALE)
+        with _igraph_seed(seed):
+            n_groups = int(_leiden(graph, 1.0).max()) + 1
+    found: list[np.ndarray] = []
+    for scale in _SCALES:
+        found += _merged_communities(shared_neighbour_graph(x, scale), n_groups, seed)
+    if not found:  # fewer rows than communities asked for, or no structure at all
         return _by_size(KMeans(n_groups, n_init=10, random_state=seed).fit_predict(x))
-    return _by_size(_merge(graph, labels, n_groups))
+    return _by_size(_most_agreed(found))
 
 
-def _search(cluster: Callable[[float], np.ndarray], n_groups: int) -> np.ndarray:
-    """Bisect the resolution on a log scale for `n_groups`, at least to within a tenth."""
+def _merged_communities(graph: igraph.Graph, n_groups: int, seed: int) -> list[np.ndarray]:
+    """`n_groups` groups, found several times; fewer or none where the graph has not so many."""
+    with _igraph_seed(seed):
+        resolution = _resolution(graph, _OVERCLUSTER * n_groups)
+        runs = [_leiden(graph, resolution) for _ in range(_RUNS)]
+    return [_merge(graph, labels, n_groups) for labels in runs if labels.max() + 1 >= n_groups]
+
+
+def _resolution(graph: igraph.Graph, n_communities: int) -> float:
+    """Bisect the resolution on a log scale for `n_communities`, at least to within a tenth."""
     low, high = 1e-2, 1e3
-    labels = np.empty(0, np.int64)
+    resolution = 1.0
     for _ in range(15):
         resolution = float(np.sqrt(low * high))
-        labels = cluster(resolution)
-        found = int(labels.max()) + 1
-        if abs(found - n_groups) <= n_groups // 10:
+        found = int(_leiden(graph, resolution).max()) + 1
+        if abs(found - n_communities) <= n_communities // 10:
             break
-        low, high = (low, resolution) if found > n_groups else (resolution, high)
-    return labels
+        low, high = (low, resolution) if found > n_communities else (resolution, high)
+    return resolution
+
+
+def _most_agreed(found: list[np.ndarray]) -> np.ndarray:
+    """Return the grouping with the highest mean adjusted Rand index to all."""
+    agreement = [[adjusted_rand_score(a, b) for b in found] for a in found]
+    return found[int(np.mean(agreement, axis=1).argmax())]
 
 
 def _merge(graph: igraph.Graph, labels: np.ndarray, n_groups: int) -> np.ndarray:
@@ -109,20 +128,6 @@ def _merge(graph: igraph.Graph, labels: np.ndarray, n_groups: int) -> np.ndarray
 def _by_size(labels: np.ndarray) -> np.ndarray:
     order = np.argsort(-np.bincount(labels), kind="stable")
     return np.asarray(np.argsort(order)[labels])
-
-
-def consensus_groups(x: np.ndarray, n_groups: int | None, method: str, seed: int) -> np.ndarray:
-    """Group the rows of `x` several times, and take the result that agrees best with the others.
-
-    Parameters are those of :func:`starting_groups`; where `n_groups` is None the first run finds
-    it.
-    """
-    runs: list[np.ndarray] = []
-    for run in range(_RUNS):
-        runs.append(starting_groups(x, n_groups, method, (seed + run) % 2**32))
-        n_groups = int(runs[0].max()) + 1
-    agreement = [[adjusted_rand_score(a, b) for b in runs] for a in runs]
-    return runs[int(np.mean(agreement, axis=1).argmax())]
 
 
 def starting_groups(x: np.ndarray, n_groups: int | None, method: str, seed: int) -> np.ndarray:

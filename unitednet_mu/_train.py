@@ -18,7 +18,7 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from ._cluster import consensus_groups
+from ._cluster import starting_groups
 from ._config import TrainingConfig
 from ._data import Batch, Dataset
 from ._network import Decoder, Encoder, Standardiser, UnitedNetwork
@@ -324,16 +324,13 @@ class Trainer:
         return torch.cat(parts)
 
     def _start_heads(self) -> None:
-        """Find groups on the fused codes of all cells, fit every head to them, anchor training.
-
-        Of several runs the one that agrees best with the others is taken.
-        """
+        """Find groups on the fused codes of all cells, fit every head to them, anchor training."""
         cells = self.data.canonical
         z = self._fused(cells)
         if self.config.start == "random":
             self.network.new_heads(self.n_groups or _FEWEST_GROUPS, self.network.config.n_heads)
             return
-        groups = consensus_groups(z.cpu().numpy(), self.n_groups, self.config.start, self.seed)
+        groups = starting_groups(z.cpu().numpy(), self.n_groups, self.config.start, self.seed)
         n_groups = max(int(groups.max()) + 1, _FEWEST_GROUPS)
         logger.info("groups start from %d clusters.", n_groups)
         anchors = np.full(len(self.data), -1, np.int64)
