@@ -397,6 +397,29 @@ def test_blocks_and_chunks_do_not_matter(monkeypatch):
         equal(one, two)
 
 
+@pytest.mark.parametrize("linear_path", [True, False])
+@pytest.mark.parametrize("as_sparse", [True, False])
+def test_through_the_code_or_around_it(linear_path, as_sparse, monkeypatch):
+    """A narrow code decides the order of the products, never their result."""
+    network = make_network(n_latent=2, n_hidden=(8, 6), linear_path=linear_path)
+    cells = make_sample(network, 7, 1, as_sparse=as_sparse)
+    background = make_sample(network, 4, 2, as_sparse=as_sparse)
+    through = cross_relevance(network, 0, 1, cells, background, top_k=None)
+    called = []
+
+    def around(side, values, inner, outer):
+        called.append(True)
+        return side.attributions(values, _explain_cross._multiplied(inner, outer))
+
+    monkeypatch.setattr(_deeplift.InputSide, "attributions_through", around)
+    other = cross_relevance(network, 0, 1, cells, background, top_k=None)
+    assert called
+    for one, two in zip(
+        [*through.signed, *through.absolute], [*other.signed, *other.absolute], strict=True
+    ):
+        equal(one, two)
+
+
 @pytest.mark.parametrize("absolute", [True, False])
 @pytest.mark.parametrize("top_k", [1, 10, 10_000])
 def test_top_k_keeps_the_strongest_pairs(absolute, top_k):

@@ -64,11 +64,13 @@ class Step(NamedTuple):
     """A layer with a rule.
 
     `pull` turns multipliers of its output, given what cells and background fed in, into those of
-    its input.
+    its input; `push` turns the multipliers by which its input depends on something into those by
+    which its output does.
     """
 
     forward: Callable[[Tensor], Tensor]
     pull: Callable[[Tensor, Tensor, Tensor], Tensor]
+    push: Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 def _linear(layer: nn.Linear) -> Step:
@@ -78,6 +80,7 @@ def _linear(layer: nn.Linear) -> Step:
     return Step(
         lambda x: functional.linear(x, weight, bias),
         lambda v, cells, background: v @ weight.to(v.dtype),
+        lambda v, cells, background: v @ weight.T.to(v.dtype),
     )
 
 
@@ -90,17 +93,21 @@ def _batch_norm(layer: nn.BatchNorm1d, mean: Tensor, variance: Tensor) -> Step:
     shift = -mean.to(dtype) * scale
     if layer.bias is not None:
         shift = shift + layer.bias.detach().to(dtype)
-    return Step(lambda x: x * scale + shift, lambda v, cells, background: v * scale.to(v.dtype))
+
+    def multiply(v: Tensor, cells: Tensor, background: Tensor) -> Tensor:
+        return v * scale.to(v.dtype)
+
+    return Step(lambda x: x * scale + shift, multiply, multiply)
 
 
 def _pointwise(layer: nn.Module) -> Step:
     def forward(x: Tensor) -> Tensor:
         return layer(x.clone())  # type: ignore[no-any-return]  # a copy: the layer may work in place
 
-    def pull(v: Tensor, cells: Tensor, background: Tensor) -> Tensor:
+    def multiply(v: Tensor, cells: Tensor, background: Tensor) -> Tensor:
         return v * secant(forward, cells, background).unsqueeze(1).to(v.dtype)
 
-    return Step(forward, pull)
+    return Step(forward, multiply, multiply)
 
 
 def compile_layers(layer: nn.Module) -> list[Step]:
@@ -152,6 +159,18 @@ def pull_back(steps: Sequence[Step], v: Tensor, cells: Trace, background: Trace)
     inputs = zip(steps, cells.inputs, background.inputs, strict=True)
     for step, of_cells, of_background in reversed(list(inputs)):
         v = step.pull(v, of_cells, of_background)
+    return v
+
+
+def push_forward(steps: Sequence[Step], v: Tensor, cells: Trace, background: Trace) -> Tensor:
+    """Carry multipliers for a chain's input (C x R x B x in, broadcastable) to its output.
+
+    R numbers what the input depends on; where it is narrower than the output, this takes less than
+    to pull the multipliers of every output back.
+    """
+    v = v.expand(len(cells.output), -1, background.output.shape[1], -1)
+    for step, of_cells, of_background in zip(steps, cells.inputs, background.inputs, strict=True):
+        v = step.push(v, of_cells, of_background)
     return v
 
 
@@ -244,14 +263,16 @@ class InputSide:
         """Output of the wide layer, rows x H."""
         return (values @ self.weight.T).to(self.offset.dtype) + self.offset
 
-    def _blocks(self, x: Tensor, width: int) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
-        """Features not zero throughout: indices, weights, cells' values, ``b_j W_hj`` as BH x J."""
+    def _blocks(self, x: Tensor, width: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Features not zero throughout: indices, weights, cells' values."""
         active = torch.nonzero((x != 0).any(0) | (self.background != 0).any(0)).squeeze(1)
         for start in range(0, len(active), width):
             features = active[start : start + width]
-            weight = self.weight[:, features]
-            of_background = self.background[:, None, features] * weight
-            yield features, weight, x[:, features], of_background.flatten(0, 1)
+            yield features, self.weight[:, features], x[:, features]
+
+    def _of_background(self, features: Tensor, weight: Tensor) -> Tensor:
+        """``b_j W_hj``, BH x J."""
+        return (self.background[:, None, features] * weight).flatten(0, 1)
 
     def attributions(self, values: Tensor, maps: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """Attributions of each cell, averaged over the background, in blocks of features.
@@ -272,10 +293,39 @@ class InputSide:
         """
         mean = maps.mean(2).flatten(0, 1)
         stack = (maps / maps.shape[2]).flatten(2).flatten(0, 1)
-        for features, weight, x, of_background in self._blocks(values, block_shape(self.device)[0]):
+        for features, weight, x in self._blocks(values, block_shape(self.device)[0]):
+            of_background = self._of_background(features, weight)
             block = (mean @ weight).view(*maps.shape[:2], -1).mul_(x.unsqueeze(1))
             block.flatten(0, 1).addmm_(stack, of_background, alpha=-1)
             yield features, block
+
+    def attributions_through(
+        self, values: Tensor, inner: Tensor, outer: Tensor
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """`attributions` through a narrow layer, whose multipliers are never multiplied out.
+
+        ``mean_b sum_l O_brl sum_h I_blh W_hj (x_j - b_j)``, from the right: what each pair's
+        features give to the narrow layer, then what that gives to the outputs.
+
+        Parameters
+        ----------
+        values
+            Of the cells, C x features, as `values` gives them.
+        inner
+            Multipliers of the wide layer's output for the narrow layer, C x L x B x H.
+        outer
+            Multipliers of the narrow layer for the outputs, C x L x B x R.
+
+        Yields
+        ------
+        Indices of features (J) and attributions, C x R x J.
+        """
+        n_cells, _, n_pairs, n_outputs = outer.shape
+        to_outputs = (outer / n_pairs).reshape(n_cells, -1, n_outputs).transpose(1, 2)
+        for features, weight, x in self._blocks(values, block_shape(self.device)[0]):
+            through = inner @ weight
+            through.mul_((x[:, None] - self.background[:, features])[:, None])
+            yield features, torch.bmm(to_outputs, through.flatten(1, 2))
 
     def summed_attributions(self, values: Tensor, maps: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """Sum over cells of `attributions` (R x J), without any single cell's.
@@ -285,7 +335,8 @@ class InputSide:
         n_outputs, n_hidden = maps.shape[1], maps.shape[3]
         mean = maps.mean(2).flatten(1)
         stack = (maps.sum(0) / maps.shape[2]).flatten(1)
-        for features, weight, x, of_background in self._blocks(values, 128):
+        for features, weight, x in self._blocks(values, 128):
+            of_background = self._of_background(features, weight)
             weighted = (x.T @ mean).view(-1, n_outputs, n_hidden)
             block = torch.bmm(weighted, weight.T.unsqueeze(2)).squeeze(2).T
             yield features, block.addmm(stack, of_background, alpha=-1)

@@ -15,7 +15,16 @@ from numpy.typing import NDArray
 from scipy import sparse
 from torch import Tensor
 
-from ._deeplift import Rows, add_absolute, compile_layers, precise, pull_back, strongest, trace
+from ._deeplift import (
+    Rows,
+    add_absolute,
+    block_shape,
+    compile_layers,
+    precise,
+    push_forward,
+    strongest,
+    trace,
+)
 from ._explain import (
     ExplainSample,
     Floats,
@@ -82,29 +91,40 @@ class _CrossChain:
         n_latent = network.config.n_latent
         n_outputs = decoder.wide.in_features - network.n_batches * self.linear_path
         self.weight = decoder.wide.weight[:, :n_outputs].T.contiguous()
-        self.n_deep, self.n_latent = n_outputs - n_latent * self.linear_path, n_latent
-        self.pair_size = n_outputs * len(rows) * self.encoder.side.weight.shape[0]
+        self.n_latent = n_latent
+        n_hidden, n_features = self.encoder.side.weight.shape
+        # multipliers of all outputs for the whole wide layer, or of both for the code between them
+        self.narrow = n_latent * (n_outputs + n_hidden) < n_outputs * n_hidden
+        block = min(n_features, block_shape(self.codes.device)[0])
+        through = n_latent * (n_outputs + n_hidden + block)
+        self.pair_size = len(rows) * max(through, 0 if self.narrow else n_outputs * n_hidden)
 
     def _batch(self, rows: Rows) -> Tensor | None:
         if not self.network.n_batches or self.cells.batch is None:
             return None
         return torch.as_tensor(self.cells.batch[rows]).to(self.codes)
 
-    def maps(self, rows: Rows) -> tuple[Tensor, Tensor]:
-        """Values of the cells (C x features) and multipliers of the wide layer's output."""
+    def maps(self, rows: Rows) -> tuple[Tensor, Tensor, Tensor]:
+        """Values of the cells (C x features), and multipliers on both sides of the code.
+
+        Returns
+        -------
+        Values; multipliers of the wide layer's output for the code, C x L x B x H; multipliers of
+        the code for the last hidden layer, C x L x B x R.
+        """
         values = self.encoder.side.values(self.cells.x[self.source], rows)
         cells, background = self.encoder.trace(values), self.encoder.background
         codes, batch = [cells.output, background.output], self._batch(rows)
         if batch is not None:
             codes = [code.expand(len(rows), -1, -1) for code in codes]
             codes = [torch.cat([c, batch[:, None].expand(-1, c.shape[1], -1)], 2) for c in codes]
+        one = torch.eye(self.n_latent, codes[0].shape[2]).to(self.weight)[None, :, None]
         deep = [trace(self.steps, code) for code in codes]
-        one = torch.eye(self.n_deep).to(self.weight)[None, :, None]
-        v = pull_back(self.steps, one, deep[0], deep[1])[..., : self.n_latent]
+        outer = push_forward(self.steps, one, deep[0], deep[1])
+        one = one[..., : self.n_latent].expand(*outer.shape[:3], -1)
         if self.linear_path:
-            one = torch.eye(self.n_latent).to(v)[None, :, None]
-            v = torch.cat([v, one.expand(len(v), -1, v.shape[2], -1)], 1)
-        return values, self.encoder.pull(v, cells)
+            outer = torch.cat([outer, one], 3)
+        return values, self.encoder.pull(one, cells), outer.to(self.weight.dtype)
 
     def check(self, rows: Rows, totals: Tensor, gap: Gap) -> None:
         """Compare attributions summed over features (C x R) with the network's own answers."""
@@ -209,6 +229,12 @@ def cross_relevance(
     return CrossRelevance(signed, strength if absolute else None, gap.checked(tolerance), n_cells)
 
 
+def _multiplied(inner: Tensor, outer: Tensor) -> Tensor:
+    """Multipliers of the wide layer's output for the last hidden layer, C x R x B x H."""
+    of_pairs = outer.permute(0, 2, 3, 1) @ inner.transpose(1, 2)
+    return of_pairs.transpose(1, 2)
+
+
 class _CrossSums:
     """Sums over a group's cells: attributions to the last hidden layer, and absolute relevance."""
 
@@ -231,26 +257,49 @@ class _CrossSums:
 
     def add(self, rows: Rows, gap: Gap) -> None:
         """Add cells."""
-        values, maps = self.chain.maps(rows)
-        side, factor = self.chain.encoder.side, torch.zeros_like(self.factor)
-        totals = factor.new_zeros(maps.shape[:2])
+        values, inner, outer = self.chain.maps(rows)
+        factor = torch.zeros_like(self.factor)
         if self.absolute is None:
-            for features, block in side.summed_attributions(values, maps):
-                factor.index_add_(0, features, block.T.to(factor.dtype))
-            # no single cell's sum over features exists: each cell is checked from the wide layer's
-            # output on, and the sum over features against the sum of these
-            hidden = (side.hidden(values)[:, None] - side.hidden(side.background)).to(maps.dtype)
-            totals += torch.einsum("crbh,cbh->cr", maps, hidden) / maps.shape[2]
-            both = torch.stack([factor.sum(0), totals.sum(0)]).to(self.weight) @ self.chain.weight
-            gap.add(both[0], both[1])
+            totals = self._add_signed(values, inner, outer, factor, gap)
         else:
-            for features, block in side.attributions(values, maps):
-                factor.index_add_(0, features, block.sum(0).T.to(factor.dtype))
-                totals += block.sum(2)
-                add_absolute(self.absolute, features, block, self.weight)
+            totals = self._add_absolute(values, inner, outer, factor, self.absolute)
         self.factor += factor
         self.n_cells += len(rows)
         self.chain.check(rows, totals, gap)
+
+    def _add_signed(
+        self, values: Tensor, inner: Tensor, outer: Tensor, factor: Tensor, gap: Gap
+    ) -> Tensor:
+        """Add to `factor` (features x R), and return each cell's sum over features (C x R).
+
+        No single cell's sum is computed here: each cell is checked from the wide layer's output on,
+        and the sum over features against the sum of these.
+        """
+        side, maps = self.chain.encoder.side, _multiplied(inner, outer)
+        for features, block in side.summed_attributions(values, maps):
+            factor.index_add_(0, features, block.T.to(factor.dtype))
+        hidden = (side.hidden(values)[:, None] - side.hidden(side.background)).to(maps.dtype)
+        totals = torch.einsum("crbh,cbh->cr", maps, hidden).to(factor.dtype) / maps.shape[2]
+        both = torch.stack([factor.sum(0), totals.sum(0)]).to(self.weight) @ self.chain.weight
+        gap.add(both[0], both[1])
+        return totals
+
+    def _add_absolute(
+        self, values: Tensor, inner: Tensor, outer: Tensor, factor: Tensor, absolute: Tensor
+    ) -> Tensor:
+        """Add to `factor` and `absolute`, and return each cell's sum over features (C x R)."""
+        side = self.chain.encoder.side
+        totals = factor.new_zeros(len(values), factor.shape[1])
+        attributions = (
+            side.attributions_through(values, inner, outer)
+            if self.chain.narrow
+            else side.attributions(values, _multiplied(inner, outer))
+        )
+        for features, block in attributions:
+            factor.index_add_(0, features, block.sum(0).T.to(factor.dtype))
+            totals += block.sum(2)
+            add_absolute(absolute, features, block, self.weight)
+        return totals
 
     def dense(self) -> list[Floats]:
         """Means of signed and, where there are any, absolute values; NaN without cells."""
