@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 import math
 from collections import defaultdict
@@ -195,9 +194,10 @@ class Trainer:
         History, one row an epoch.
         """
         values_per_step = self.batch_size * sum(s.n_features for s in self.network.shapes)
+        what = "fit" if len(self.held_out) else "fit on all cells"
         with (
             threads_for(values_per_step),
-            tqdm(total=self.max_epochs, desc="fit", unit="epoch", disable=not self.progress) as bar,
+            tqdm(total=self.max_epochs, desc=what, unit="epoch", disable=not self.progress) as bar,
         ):
             if self.find_groups:
                 warmup = max(1, round(self.config.warmup * self.max_epochs))
@@ -220,7 +220,8 @@ class Trainer:
         )
         tasks = Tasks(self.network, self.config, self.class_weights)
         judged = Tasks(averaged.network, self.config, self.class_weights)
-        best, best_epoch, best_state = math.inf, 0, averaged.network.state_dict()
+        best, best_epoch = math.inf, 0
+        best_state = averaged.network.state_dict()  # the last one's, where nothing is held out
         for epoch in range(n_epochs):
             record = self._epoch(tasks, optimisers, averaged, identify)
             held_out = self._evaluate(judged, identify)
@@ -235,11 +236,13 @@ class Trainer:
                 | {f"train_{term}": value for term, value in record.items()}
                 | {f"val_{term}": value for term, value in held_out.items()}
             )
-            bar.set_postfix(held_out=f"{total:.3f}")
+            if held_out:
+                bar.set_postfix(held_out=f"{total:.3f}")
             bar.update()
             if not total >= best:  # also where nothing is held out
                 best, best_epoch = total, epoch
-                best_state = copy.deepcopy(averaged.network.state_dict())
+                if held_out:
+                    best_state = _copied(averaged.network)
             elif epoch - best_epoch >= self.config.patience:
                 bar.total -= n_epochs - epoch - 1
                 break
@@ -257,7 +260,8 @@ class Trainer:
         order = self.train_cells[self.rng.permutation(len(self.train_cells))]
         for _, batch in self.data.batches_of(order, self.batch_size, self.device):
             for terms in self._steps(tasks, batch, identify, optimisers):
-                averaged.update()
+                if "discriminator" not in terms:  # that step leaves the network as it is
+                    averaged.update()
                 for term, value in terms.items():
                     values[term].append(float(value.detach()))
         return {term: float(np.mean(found)) for term, found in values.items()}
@@ -349,6 +353,10 @@ class Trainer:
             tasks = Tasks(self.network.eval(), self.config, None)
             losses.append(float(self._total(tasks.clustering(*head(z)))))
         self.network.heads = nn.ModuleList([self.network.heads[int(np.argmin(losses))]])
+
+
+def _copied(network: UnitedNetwork) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in network.state_dict().items()}
 
 
 def _fit_head(head: nn.Module, z: Tensor, labels: Tensor) -> None:
