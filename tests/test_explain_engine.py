@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from scipy import sparse
 from torch import nn
 
-from unitednet_mu import _deeplift, _explain, _explain_cross
+from unitednet_mu import _deeplift, _deeplift_input, _explain, _explain_cross
 from unitednet_mu._config import NetworkConfig
 from unitednet_mu._explain import ExplainSample, group_relevance
 from unitednet_mu._explain_cross import cross_relevance
@@ -411,7 +411,7 @@ def test_through_the_code_or_around_it(linear_path, as_sparse, monkeypatch):
         called.append(True)
         return side.attributions(values, _explain_cross._multiplied(inner, outer))
 
-    monkeypatch.setattr(_deeplift.InputSide, "attributions_through", around)
+    monkeypatch.setattr(_deeplift_input.InputSide, "attributions_through", around)
     other = cross_relevance(network, 0, 1, cells, background, top_k=None)
     assert called
     for one, two in zip(

@@ -37,6 +37,7 @@ LAYERS = (
     ("_fit",),
     ("_adapt",),
     ("_deeplift",),
+    ("_deeplift_input",),
     ("_explain",),
     ("_explain_cross",),
     ("_sample",),
@@ -299,7 +300,14 @@ def test_package_itself_imports_nothing_of_its_own() -> None:
 
 
 def test_the_network_never_sees_a_mudata() -> None:
-    for name in ("_network", "_losses", "_deeplift", "_explain", "_explain_cross"):
+    for name in (
+        "_network",
+        "_losses",
+        "_deeplift",
+        "_deeplift_input",
+        "_explain",
+        "_explain_cross",
+    ):
         tree = ast.parse((ROOT / f"{name}.py").read_text("utf-8"))
         assert not {"mudata", "anndata"} & set(imports(tree, ["unitednet_mu"]))
 

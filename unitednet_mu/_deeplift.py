@@ -4,8 +4,8 @@ For one pair, a chain of affine and elementwise layers is a linear map from the 
 inputs to the difference of outputs (Shrikumar et al., ICML 2017; averaged over a background it
 approximates Shapley values, Lundberg & Lee, NeurIPS 2017): affine layers multiply by their
 weights, elementwise ones by the secant ``(f(a) - f(b)) / (a - b)``. Everything narrow is computed
-here pair by pair; the wide products with the input (`InputSide`) and the output (`add_absolute`)
-come after the average over the background.
+here pair by pair; the wide products with the input (`_deeplift_input`) and the output
+(`add_absolute`) come after the average over the background.
 
 Letters in shapes: C cells, B background rows, R outputs of a chain, H width of the wide first
 layer, J features of a block. Activations are C x 1 x width (cells) and (1 or C) x B x width
@@ -14,13 +14,11 @@ layer, J features of a block. Activations are C x 1 x width (cells) and (1 or C)
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy import sparse
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -201,180 +199,6 @@ def softmax_multipliers(cells: Tensor, background: Tensor, groups: Tensor) -> Te
     slope = (p * q_own - q * p_own) / delta.masked_fill(tiny, 1.0)
     slope = torch.where(tiny, (p * q * p_own * q_own).sqrt(), slope).scatter(2, own, 0.0)
     return (-slope).scatter(2, own, slope.sum(2, keepdim=True)).unsqueeze(1)
-
-
-def dense_rows(x: Values, rows: Rows) -> NDArray[np.float64]:
-    """Copy rows of a sparse or dense matrix, dense and in float64."""
-    picked = x[rows]
-    picked = picked if isinstance(picked, np.ndarray) else picked.toarray()
-    return np.asarray(picked, dtype=np.float64)
-
-
-class InputSide:
-    """The wide first layer of one modality, from the user's units, and its background.
-
-    The standardiser ``(x - mean) / scale`` is folded into the weights, so sparse input stays what
-    it is: features that are zero in a chunk of cells and in the background are skipped. Values are
-    taken relative to `shift`, zero for sparse input and the background's mean for dense. That
-    changes only the rounding, as ``(x - shift) - (b - shift)`` is ``x - b``.
-
-    Parameters
-    ----------
-    layer
-        The wide layer, H outputs.
-    mean, scale
-        The standardiser's, per feature.
-    x, rows
-        The background's values in the user's units, and the rows that serve.
-    sparse_cells
-        Whether the cells to explain are sparse.
-    """
-
-    def __init__(
-        self,
-        layer: nn.Linear,
-        mean: Tensor,
-        scale: Tensor,
-        x: Values,
-        rows: Rows,
-        sparse_cells: bool,
-    ) -> None:
-        if type(layer) is not nn.Linear:
-            raise NotImplementedError(f"explain: expected a Linear first layer, found {layer}.")
-        self.device, self.dtype = layer.weight.device, layer.weight.dtype
-        exact = precise(self.device)
-        values = dense_rows(x, rows)
-        by_zero = sparse_cells or sparse.issparse(x)
-        self.shift = np.zeros(values.shape[1]) if by_zero else values.mean(0)
-        weight = layer.weight.detach().to(exact) / scale.to(exact)
-        shift = torch.as_tensor(self.shift, dtype=exact, device=self.device)
-        self.offset = weight @ (shift - mean.to(exact))
-        if layer.bias is not None:
-            self.offset = self.offset + layer.bias.detach().to(exact)
-        self.weight = weight.to(self.dtype)
-        self.background = self.values(x, rows)
-
-    def values(self, x: Values, rows: Rows) -> Tensor:
-        """Rows of `x` relative to `shift`, rows x features."""
-        values = dense_rows(x, rows) - self.shift
-        return torch.as_tensor(values, dtype=self.dtype, device=self.device)
-
-    def hidden(self, values: Tensor) -> Tensor:
-        """Output of the wide layer, rows x H."""
-        return (values @ self.weight.T).to(self.offset.dtype) + self.offset
-
-    def _blocks(self, x: Tensor, width: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """Features not zero throughout: indices, weights, cells' values."""
-        active = torch.nonzero((x != 0).any(0) | (self.background != 0).any(0)).squeeze(1)
-        for start in range(0, len(active), width):
-            features = active[start : start + width]
-            yield features, self.weight[:, features], x[:, features]
-
-    def _of_background(self, features: Tensor, weight: Tensor) -> Tensor:
-        """``b_j W_hj``, BH x J."""
-        return (self.background[:, None, features] * weight).flatten(0, 1)
-
-    def attributions(self, values: Tensor, maps: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        """Attributions of each cell, averaged over the background, in blocks of features.
-
-        ``mean_b (x_j - b_j) W_hj M_brh = x_j W_hj mean_b(M_brh) - mean_b(b_j W_hj M_brh)``, summed
-        over h: each term is one matrix product for all cells and outputs of a block.
-
-        Parameters
-        ----------
-        values
-            Of the cells, C x features, as `values` gives them.
-        maps
-            Multipliers of the wide layer's output, C x R x B x H.
-
-        Yields
-        ------
-        Indices of features (J) and attributions, C x R x J.
-        """
-        mean = maps.mean(2).flatten(0, 1)
-        stack = (maps / maps.shape[2]).flatten(2).flatten(0, 1)
-        for features, weight, x in self._blocks(values, block_shape(self.device)[0]):
-            of_background = self._of_background(features, weight)
-            block = (mean @ weight).view(*maps.shape[:2], -1).mul_(x.unsqueeze(1))
-            block.flatten(0, 1).addmm_(stack, of_background, alpha=-1)
-            yield features, block
-
-    def attributions_through(
-        self, values: Tensor, inner: Tensor, outer: Tensor
-    ) -> Iterator[tuple[Tensor, Tensor]]:
-        """`attributions` through a narrow layer, whose multipliers are never multiplied out.
-
-        ``mean_b sum_l O_brl sum_h I_blh W_hj (x_j - b_j)``, from the right: what each pair's
-        features give to the narrow layer, then what that gives to the outputs.
-
-        Parameters
-        ----------
-        values
-            Of the cells, C x features, as `values` gives them.
-        inner
-            Multipliers of the wide layer's output for the narrow layer, C x L x B x H.
-        outer
-            Multipliers of the narrow layer for the outputs, C x L x B x R.
-
-        Yields
-        ------
-        Indices of features (J) and attributions, C x R x J.
-        """
-        n_cells, _, n_pairs, n_outputs = outer.shape
-        to_outputs = (outer / n_pairs).reshape(n_cells, -1, n_outputs).transpose(1, 2)
-        for features, weight, x in self._blocks(values, block_shape(self.device)[0]):
-            through = inner @ weight
-            through.mul_((x[:, None] - self.background[:, features])[:, None])
-            yield features, torch.bmm(to_outputs, through.flatten(1, 2))
-
-    def summed_attributions(self, values: Tensor, maps: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        """Sum over cells of `attributions` (R x J), without any single cell's.
-
-        The background's term needs the sum of the maps only, the cells' is one product over cells.
-        """
-        n_outputs, n_hidden = maps.shape[1], maps.shape[3]
-        mean = maps.mean(2).flatten(1)
-        stack = (maps.sum(0) / maps.shape[2]).flatten(1)
-        for features, weight, x in self._blocks(values, 128):
-            of_background = self._of_background(features, weight)
-            weighted = (x.T @ mean).view(-1, n_outputs, n_hidden)
-            block = torch.bmm(weighted, weight.T.unsqueeze(2)).squeeze(2).T
-            yield features, block.addmm(stack, of_background, alpha=-1)
-
-
-class EncoderChain:
-    """One encoder, from the user's values to the code, and its background.
-
-    Parameters
-    ----------
-    encoder
-        Its `wide` layer's first `n_hidden` outputs feed `deep`, any others add to the code.
-    standardiser
-        With `mean` and `scale`.
-    x, rows, sparse_cells
-        As in `InputSide`.
-    """
-
-    def __init__(
-        self, encoder: Any, standardiser: Any, x: Values, rows: Rows, sparse_cells: bool
-    ) -> None:
-        mean, scale = standardiser.mean, standardiser.scale
-        self.side = InputSide(encoder.wide, mean, scale, x, rows, sparse_cells)
-        self.n_hidden, self.steps = encoder.n_hidden, compile_layers(encoder.deep)
-        self.linear_path = self.side.weight.shape[0] > self.n_hidden
-        self.background = self.trace(self.side.background, 0)
-
-    def trace(self, values: Tensor, pair: int = 1) -> Trace:
-        """Activations up to the code; the other side of the pairs is dimension `pair`."""
-        hidden = self.side.hidden(values).unsqueeze(pair)
-        inputs, code = trace(self.steps, hidden[..., : self.n_hidden])
-        return Trace(inputs, code + hidden[..., self.n_hidden :] if self.linear_path else code)
-
-    def pull(self, v: Tensor, cells: Trace) -> Tensor:
-        """Multipliers of the wide layer's output (C x R x B x H) from those of the code."""
-        deep = pull_back(self.steps, v, cells, self.background)
-        maps = torch.cat([deep, v], 3) if self.linear_path else deep
-        return maps.to(self.side.dtype)
 
 
 def block_shape(device: torch.device) -> tuple[int, int]:

@@ -20,16 +20,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ._deeplift import (
-    EncoderChain,
     Rows,
     Values,
     compile_layers,
-    dense_rows,
     precise,
     pull_back,
     softmax_multipliers,
     trace,
 )
+from ._deeplift_input import EncoderChain, dense_rows
 from ._network import UnitedNetwork
 
 Floats = NDArray[np.floating[Any]]
