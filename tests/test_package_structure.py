@@ -29,7 +29,7 @@ LAYERS = (
     ("_data", "_info", "_storage"),
     ("_network",),
     ("_losses",),
-    ("_correlation", "_cluster", "_noise", "_optimise"),
+    ("_correlation", "_cluster", "_noise", "_novelty", "_optimise"),
     ("_tasks",),
     ("_train",),
     ("_rebuild",),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
@@ -83,6 +83,11 @@ class Dataset:
         """Cells that have any modality, by name, so that the order in the file changes nothing."""
         order = np.argsort(self.obs_names.to_numpy().astype(str), kind="stable")
         return order[self.observed[order].any(1)]
+
+    def subset(self, cells: np.ndarray) -> Dataset:
+        """`cells` only (positions); nothing is copied but their positions, labels and batches."""
+        sources = [replace(source, rows=source.rows[cells]) for source in self.sources]
+        return Dataset(self.obs_names[cells], sources, self.labels[cells], self.batches[cells])
 
     def batch(self, cells: np.ndarray, device: torch.device) -> Batch:
         """Mini-batch of `cells` (positions)."""

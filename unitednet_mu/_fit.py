@@ -146,8 +146,7 @@ def _measured(data: Dataset, cells: np.ndarray, n_batches: int) -> tuple[tuple[b
 def _subset(data: Dataset, cells: np.ndarray) -> Dataset | None:
     if len(cells) < _FEW_CELLS:
         return None
-    sources = [replace(source, rows=source.rows[cells]) for source in data.sources]
-    return Dataset(data.obs_names[cells], sources, data.labels[cells], data.batches[cells])
+    return data.subset(cells)
 
 
 def _calibrate(model: Model, held_out: Dataset) -> None:

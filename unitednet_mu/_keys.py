@@ -60,6 +60,11 @@ class Keys:
         return f"{self.stem}_label_confidence"
 
     @property
+    def label_novelty(self) -> str:
+        """`.obs` key of how unlike the reference's cells a query cell is."""
+        return f"{self.stem}_label_novelty"
+
+    @property
     def label_probabilities(self) -> str:
         """`.obsm` key of the label probabilities of a query, cells x labels."""
         return f"{self.stem}_label_probabilities"
@@ -84,7 +89,8 @@ class Keys:
 
     def obs_columns(self) -> tuple[str, ...]:
         """All `.obs` columns that may be written."""
-        return (self.group, self.group_confidence, self.label, self.label_confidence)
+        of_labels = (self.label, self.label_confidence, self.label_novelty)
+        return (self.group, self.group_confidence, *of_labels)
 
     def obsm_keys(self) -> tuple[str, ...]:
         """All `.obsm` keys that may be written."""

@@ -80,7 +80,7 @@ def _plain(config: Any) -> dict[str, Any]:
 def write_embedding(mdata: MuData, keys: Keys, model: Model, encoded: Encoded) -> None:
     """Write the fused embedding, each modality's own code, groups, confidence and probabilities."""
     names = np.asarray(model.info.groups, dtype=str)
-    group, confidence = call_groups(encoded.probabilities, names, threshold=0.0)
+    group, confidence = call_groups(encoded.probabilities, names)
     with writing(mdata):
         mdata.obsm[keys.embedding] = encoded.fused
         for m, name in enumerate(model.modality_names):
@@ -94,9 +94,9 @@ def write_embedding(mdata: MuData, keys: Keys, model: Model, encoded: Encoded) -
 
 
 def call_groups(
-    probabilities: np.ndarray, names: np.ndarray, threshold: float
+    probabilities: np.ndarray, names: np.ndarray, unknown: np.ndarray | None = None
 ) -> tuple[pd.Categorical[str], np.ndarray]:
-    """Name of each cell's likeliest group (``"unknown"`` below `threshold`) and its probability.
+    """Name of each cell's likeliest group, ``"unknown"`` where `unknown`, and its probability.
 
     A cell without any of the model's modalities has no group (missing) and no confidence (NaN).
     """
@@ -104,10 +104,10 @@ def call_groups(
     best = np.where(seen, np.nan_to_num(probabilities).argmax(1), -1)
     confidence = np.where(seen, np.nan_to_num(probabilities).max(1), np.nan).astype(np.float32)
     categories = [str(name) for name in names]
-    if threshold > 0 and UNKNOWN not in categories:
-        categories.append(UNKNOWN)
-    if threshold > 0:
-        best = np.where(seen & (confidence < threshold), categories.index(UNKNOWN), best)
+    if unknown is not None:
+        if UNKNOWN not in categories:
+            categories.append(UNKNOWN)
+        best = np.where(seen & unknown, categories.index(UNKNOWN), best)
     codes = np.asarray(best, dtype=np.intp)
     return pd.Categorical.from_codes(codes, pd.Index(categories)), confidence
 
@@ -154,16 +154,17 @@ def write_labels(
     keys: Keys,
     model: Model,
     probabilities: np.ndarray,
-    threshold: float,
+    novelty: np.ndarray,
+    unknown: np.ndarray | None,
     params: Mapping[str, Any],
     history: pd.DataFrame | None,
 ) -> None:
-    """Write transferred labels, confidence, probabilities, and the model that gave them.
+    """Write transferred labels, confidence, novelty, probabilities, and the model that gave them.
 
     What another model has left in ``.uns[stem]`` is dropped.
     """
     names = np.asarray(model.info.groups, dtype=str)
-    label, confidence = call_groups(probabilities, names, threshold)
+    label, confidence = call_groups(probabilities, names, unknown)
     entries: dict[str, Any] = {
         "version": _version(),
         "labels": names,
@@ -176,6 +177,7 @@ def write_labels(
     with writing(query):
         query.obs[keys.label] = label
         query.obs[keys.label_confidence] = confidence
+        query.obs[keys.label_novelty] = novelty
         query.obsm[keys.label_probabilities] = probabilities
         if not _is_stored(query, keys, entries["model"]):
             query.uns.pop(keys.uns, None)

@@ -68,8 +68,8 @@ def supervised(data: Prepared, cells: np.ndarray, seed: int, settings: Settings)
 
 def transferred(
     reference: MuData, query: MuData, seed: int, settings: Settings, *, adapt: bool
-) -> tuple[np.ndarray, np.ndarray]:
-    """Names of the labels, and their probabilities for each cell of a query without labels."""
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Names of the labels, their probabilities, and the novelty, for cells without labels."""
     labelled: Any = un.tl.transfer_labels(
         query,
         reference,
@@ -81,7 +81,8 @@ def transferred(
         copy=True,
     )
     table = un.get.probabilities(labelled, labels=True)
-    return table.columns.to_numpy().astype(str), table.to_numpy(np.float64)
+    novelty = labelled.obs["unitednet_label_novelty"].to_numpy(np.float64)
+    return table.columns.to_numpy().astype(str), table.to_numpy(np.float64), novelty
 
 
 @contextmanager

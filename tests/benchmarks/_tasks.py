@@ -166,7 +166,7 @@ def transfer(run: Run) -> Iterator[Score]:
     found: dict[str, Labelled] = {}
     for train, test in by_batch(data, run.seed):
         start = perf_counter()
-        for method, classes, probabilities in _labelled(run, train, test, data.labels[train]):
+        for method, classes, probabilities, _ in _labelled(run, train, test, data.labels[train]):
             of_all = found.setdefault(method, Labelled(data.labels))
             of_all.add(test, classes, probabilities)
         run.say(f"transfer, {len(train)} cells to {len(test)}", start)
@@ -177,9 +177,10 @@ def transfer(run: Run) -> Iterator[Score]:
 
 
 def unknown(run: Run) -> Iterator[Score]:
-    """AUROC of "unknown" by one minus the confidence, each of the largest types left out in turn.
+    """AUROC of "unknown", each of the largest types left out in turn.
 
-    The query holds all cells of the type and a fifth of the others; the reference the other four.
+    By our novelty, and by one minus logistic regression's largest probability. The query holds all
+    cells of the type and a fifth of the others; the reference the other four.
     """
     data = run.data
     if data.n_groups < 3:
@@ -194,9 +195,9 @@ def unknown(run: Run) -> Iterator[Score]:
         is_type = data.labels == left_out
         seen = train[~is_type[train]]
         query = np.union1d(np.flatnonzero(is_type), test)
-        for method, _, probabilities in _labelled(run, seen, query, data.labels[seen]):
+        for method, *_, novelty in _labelled(run, seen, query, data.labels[seen]):
             values = np.full(len(data), np.nan)
-            values[query] = 1 - probabilities.max(axis=1)
+            values[query] = novelty
             doubt.setdefault(method, []).append(values)
         run.say(f"unknown, without {left_out}", start)
     unseen = [data.labels == left_out for left_out in types]
@@ -209,8 +210,8 @@ def unknown(run: Run) -> Iterator[Score]:
 
 def _labelled(
     run: Run, train: np.ndarray, query: np.ndarray, labels: np.ndarray
-) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
-    """Labels of a query by each method: its name, the labels' names and their probabilities."""
+) -> Iterator[tuple[str, np.ndarray, np.ndarray, np.ndarray]]:
+    """Labels of a query by each method: its name, the labels' names, probabilities, novelty."""
     data = run.data
     if "unitednet" in run.methods:
         start = perf_counter()
@@ -224,7 +225,8 @@ def _labelled(
                 )
     if "logistic" in run.methods:
         model = logistic(data.side_by_side(train), labels, run.seed)
-        yield LOGISTIC, model.classes_, model.predict_proba(data.side_by_side(query))
+        probabilities = model.predict_proba(data.side_by_side(query))
+        yield LOGISTIC, model.classes_, probabilities, 1 - probabilities.max(1)
 
 
 # ------------------------------------------------------------------ batches

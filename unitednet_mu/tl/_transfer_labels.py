@@ -6,17 +6,23 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from mudata import MuData
 
 from .. import _results
 from .._adapt import ADAPTATION, adapt_model
 from .._config import TrainingConfig
+from .._data import Dataset
 from .._keys import DEFAULT_STEM, check_key_added
-from .._model import Model
+from .._model import Encoded, Model
+from .._novelty import Familiarity
 from .._validate import check_mudata, check_random_state
 from ._common import resolve_model
 from ._fit import _with_batches, _with_labels, read_batches
+
+#: Reference cells that novelty is judged by, at most.
+_REFERENCE_CELLS = 20_000
 
 
 def transfer_labels(
@@ -25,6 +31,7 @@ def transfer_labels(
     *,
     adapt: bool = True,
     unknown_threshold: float = 0.5,
+    novelty_threshold: float = np.inf,
     model: Model | None = None,
     training: TrainingConfig | Mapping[str, Any] | None = None,
     random_state: int = 0,
@@ -50,8 +57,13 @@ def transfer_labels(
         held-out cells say that it helps; ``.uns["unitednet"]["transfer"]["adapted"]`` says whether
         it was.
     unknown_threshold
-        Cells whose best label has a lower probability are called ``"unknown"``; 0 labels every
-        cell.
+        Cells whose best label has a lower probability are called ``"unknown"``; 0 for none.
+    novelty_threshold
+        Cells more unlike the reference than this are called ``"unknown"`` too, however sure the
+        head is of them; by default none. Types that the reference lacks are found by
+        ``unitednet_label_novelty`` (see below) far better than by a low probability, but a query
+        that differs as a whole, by its batch, is novel as a whole: look at the values before
+        choosing; 5 to 10 is a start.
     model
         Model to use instead of the one stored in `reference`.
     training
@@ -74,7 +86,12 @@ def transfer_labels(
     ``.obs["unitednet_label"]`` : category
         The label, or ``"unknown"``.
     ``.obs["unitednet_label_confidence"]`` : float32
-        Calibrated probability of the likeliest label.
+        Calibrated probability of the likeliest label, given that it is one of the reference's.
+    ``.obs["unitednet_label_novelty"]`` : float32
+        How far the cell's codes are from every group of the reference: relative Mahalanobis
+        distance (Ren et al. 2021), averaged over the cell's modalities, in robust standard
+        deviations of the reference's own cells (at most 20,000, by the groups that the model gives
+        them) from their median. About 0 for a cell like most of them.
     ``.obsm["unitednet_label_probabilities"]`` : float32, cells x labels
         Probabilities of all labels.
     ``.uns["unitednet"]["labels"]``, ``["groups"]`` : str array
@@ -94,7 +111,7 @@ def transfer_labels(
         Either is not a MuData, or `model` not a model.
     ValueError
         The model was trained without labels, features are missing, the threshold is not in [0, 1),
-        or `training` is given without `adapt`.
+        the novelty threshold is not above 0, or `training` is given without `adapt`.
 
     Warns
     -----
@@ -119,6 +136,11 @@ def transfer_labels(
         raise ValueError(
             f"unknown_threshold: expected a number in [0, 1), found {unknown_threshold!r}."
         )
+    if not novelty_threshold > 0:
+        raise ValueError(
+            f"novelty_threshold: expected a number above 0, found {novelty_threshold!r}. Leave it "
+            "at numpy.inf to call no cell unknown for its novelty."
+        )
     if training is not None and not adapt:
         raise ValueError(
             "training is for adaptation, and adapt=False trains nothing; leave it out, or pass "
@@ -137,20 +159,47 @@ def transfer_labels(
     params: dict[str, Any] = {
         "adapt": adapt,
         "unknown_threshold": float(unknown_threshold),
+        "novelty_threshold": float(novelty_threshold),
         "adapted": False,
     }
     data = found.open(query)
     if not data.observed.any():
         raise ValueError(f"query: expected cells with {found.modality_names}, found none.")
+    labelled = found.open(reference)
+    if not labelled.observed.any():
+        raise ValueError(f"reference: expected cells with {found.modality_names}, found none.")
     if adapt:
         info = dataclasses.replace(found.info, training=config, random_state=seed)
-        labelled = found.open(reference)
         info = _with_labels(reference, labelled, info, info.labels_key)
         info = _with_batches(reference, labelled, info, info.batch_key, fixed=True)
         read_batches(query, data, info)
         found, history, verdict = adapt_model(found, info, labelled, data, progress=progress)
         params |= verdict
-    probabilities = found.encode(data).probabilities
+    encoded = found.encode(data)
+    novelty = _familiarity(found, labelled, seed).novelty(encoded.codes)
+    unknown = _unknown(encoded, novelty, unknown_threshold, novelty_threshold)
     result = _results.target_of(query, copy)
-    _results.write_labels(result, keys, found, probabilities, unknown_threshold, params, history)
+    _results.write_labels(
+        result, keys, found, encoded.probabilities, novelty, unknown, params, history
+    )
     return result if copy else None
+
+
+def _familiarity(model: Model, reference: Dataset, seed: int) -> Familiarity:
+    """Learn what the reference's cells look like to the model; the same cells in any order."""
+    cells = reference.canonical
+    if len(cells) > _REFERENCE_CELLS:
+        drawn = np.random.default_rng(seed).choice(len(cells), _REFERENCE_CELLS, replace=False)
+        cells = cells[np.sort(drawn)]
+    encoded = model.encode(reference.subset(cells))
+    return Familiarity(encoded.codes, encoded.logits.argmax(1))
+
+
+def _unknown(
+    encoded: Encoded, novelty: np.ndarray, unknown_threshold: float, novelty_threshold: float
+) -> np.ndarray | None:
+    """Cells to be called unknown; None where no cell may be."""
+    if unknown_threshold == 0 and np.isinf(novelty_threshold):
+        return None
+    unsure = encoded.probabilities.max(1) < unknown_threshold
+    return np.asarray(unsure | (novelty > novelty_threshold))

@@ -1,0 +1,113 @@
+"""How unlike the cells of a reference a cell is, judged by its codes."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.linalg import solve_triangular
+from sklearn.metrics import pairwise_distances
+
+Array = NDArray[np.float64]
+
+#: Share of the covariance that is replaced by a multiple of the identity.
+_SHRINKAGE = 0.03
+_BLOCK = 4096
+#: Turns a median absolute deviation into the standard deviation of a normal distribution.
+_MAD_TO_SD = 1.4826
+
+
+class Familiarity:
+    """What the codes of a reference look like, group by group.
+
+    The relative Mahalanobis distance (Ren et al. 2021): the distance to a group, with a covariance
+    shared by all groups, less the distance to the reference as a whole. A softmax is as sure of
+    cells far from everything as of any others; a distance is not. Distances are taken modality by
+    modality and averaged over those that a cell has, so the groups of all modalities must agree;
+    the nearest group counts.
+
+    Parameters
+    ----------
+    codes
+        Of the reference, cells x modalities x n_latent; NaN where a cell lacks a modality.
+    groups
+        Number of each cell's group.
+    """
+
+    def __init__(self, codes: NDArray[np.float32], groups: NDArray[np.intp]) -> None:
+        self._groups = np.unique(groups)
+        self._parts = [_Part(codes[:, m], groups, self._groups) for m in range(codes.shape[1])]
+        distance = self._distance(codes)
+        self._centre = float(np.nanmedian(distance))
+        self._spread = max(_MAD_TO_SD * float(np.nanmedian(np.abs(distance - self._centre))), 1e-12)
+
+    def novelty(self, codes: NDArray[np.float32]) -> NDArray[np.float32]:
+        """How far cells are from the reference's groups.
+
+        Returns
+        -------
+        Robust standard deviations of the reference's own cells from their median, one a cell: about
+        0 for a cell like most of them. NaN for a cell without any modality.
+        """
+        return ((self._distance(codes) - self._centre) / self._spread).astype(np.float32)
+
+    def _distance(self, codes: NDArray[np.float32]) -> Array:
+        nearest = np.full(len(codes), np.nan)
+        for start in range(0, len(codes), _BLOCK):
+            block = codes[start : start + _BLOCK].astype(np.float64)
+            total, counted = np.zeros((2, len(block), len(self._groups)))
+            for m, part in enumerate(self._parts):
+                distance = part.relative_distance(block[:, m])
+                known = ~np.isnan(distance)
+                total[known] += distance[known]
+                counted += known
+            mean = np.where(counted > 0, total / np.maximum(counted, 1), np.inf).min(1)
+            nearest[start : start + _BLOCK] = np.where(np.isfinite(mean), mean, np.nan)
+        return nearest
+
+
+class _Part:
+    """One modality's centres and covariances."""
+
+    def __init__(
+        self, codes: NDArray[np.float32], groups: NDArray[np.intp], names: NDArray[np.intp]
+    ) -> None:
+        here = ~np.isnan(codes).any(1)
+        x, groups = codes[here].astype(np.float64), groups[here]
+        self._of_any = len(x) > 1
+        if not self._of_any:
+            return
+        self._mean = x.mean(0)
+        self._centres = np.full((len(names), x.shape[1]), np.nan)
+        within = x.copy()
+        for k, name in enumerate(names):
+            mine = groups == name
+            if mine.any():
+                self._centres[k] = x[mine].mean(0)
+                within[mine] -= self._centres[k]
+        self._within, self._whole = _root(within), _root(x - self._mean)
+
+    def relative_distance(self, x: Array) -> Array:
+        """Cells x groups; NaN for cells or groups that lack the modality."""
+        out = np.full((len(x), len(self._centres) if self._of_any else 1), np.nan)
+        here = ~np.isnan(x).any(1)
+        if not self._of_any or not here.any():
+            return out
+        known = ~np.isnan(self._centres).any(1)
+        to_groups = pairwise_distances(
+            _whitened(self._within, x[here]), _whitened(self._within, self._centres[known])
+        )
+        to_whole = np.square(_whitened(self._whole, x[here] - self._mean)).sum(1)
+        out[np.ix_(here, known)] = np.square(to_groups) - to_whole[:, None]
+        return out
+
+
+def _root(deviations: Array) -> Array:
+    """Cholesky factor of the shrunk covariance."""
+    covariance = deviations.T @ deviations / len(deviations)
+    size = max(float(np.trace(covariance)) / len(covariance), 1e-12)
+    shrunk = (1 - _SHRINKAGE) * covariance + _SHRINKAGE * size * np.eye(len(covariance))
+    return np.asarray(np.linalg.cholesky(shrunk), np.float64)
+
+
+def _whitened(root: Array, x: Array) -> Array:
+    return np.asarray(solve_triangular(root, x.T, lower=True).T)
