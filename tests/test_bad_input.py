@@ -570,7 +570,7 @@ def test_counts_for_a_model_of_counts(quick: dict[str, Any]) -> None:
 def test_what_looks_like_counts(values: Any, counts: bool, form: Any, dtype: Any) -> None:
     x = np.tile(np.asarray(values, dtype=dtype), (50, 2))
     features = pd.Index([f"f{i}" for i in range(6)])
-    assert _matrix.holds_counts(form(x), features, "rna") == counts
+    assert _matrix.kind_of(form(x), features, "rna").counts == counts
     assert _matrix.scan(form(x), features, "rna").counts == counts
 
 

@@ -14,6 +14,7 @@ from sklearn.metrics import adjusted_rand_score
 
 import unitednet_mu as un
 from unitednet_mu import _matrix, _model, _noise, _train
+from unitednet_mu._compat import quiet_update
 from unitednet_mu._config import TrainingConfig
 from unitednet_mu._data import Batch
 from unitednet_mu._network import UnitedNetwork
@@ -868,3 +869,95 @@ def test_only_groups_teach_the_fusion_weights(paired: MuData, quick: dict[str, A
     un.tl.fit(paired, labels_key="cell_type", **quick)
     weights = un.get.model(paired).modality_weights()
     assert not np.allclose(weights, 1 / len(weights), atol=1e-6)
+
+
+def test_a_continued_model_keeps_what_was_measured_before(quick: dict[str, Any]) -> None:
+    """Cells held out now may have been trained on; batches seen before stay measured."""
+    mdata = un.datasets.simulate_multimodal(n_obs=300, n_groups=3, n_batches=2, random_state=2)
+    un.tl.fit(mdata, labels_key="cell_type", batch_key="batch", **quick)
+    before = un.get.model(mdata)
+    one = mdata[(mdata.obs["batch"] == "batch0").to_numpy()].copy()
+    del one.mod["adt"]
+    with quiet_update():
+        one.update()
+    del quick["network"]
+    un.tl.fit(one, model=before, **quick)
+    after = un.get.model(one)
+    assert after.info.batch_measured == before.info.batch_measured == ((True, True),) * 2
+    assert float(after.network.temperature) == float(before.network.temperature)
+    assert before.accuracy.keys() == after.accuracy.keys()
+    for name, values in before.accuracy.items():
+        np.testing.assert_array_equal(after.accuracy[name], values)
+
+
+@pytest.mark.parametrize("fraction", [0.0, 0.2])
+def test_training_that_diverges_is_an_error(
+    paired: MuData, quick: dict[str, Any], fraction: float
+) -> None:
+    quick["training"] |= {"learning_rate": 1e12, "validation_fraction": fraction}
+    with pytest.raises(RuntimeError, match=r"training diverged.*Lower learning_rate"):
+        un.tl.fit(paired, labels_key="cell_type", **quick)
+    assert "unitednet" not in paired.uns
+
+
+@pytest.mark.parametrize("start", ["random", "kmeans"])
+def test_only_leiden_finds_the_number_of_groups(
+    paired: MuData, quick: dict[str, Any], start: str
+) -> None:
+    quick["training"]["start"] = start
+    with pytest.raises(ValueError, match=f"start='{start}' cannot find how many groups"):
+        un.tl.fit(paired, **quick)
+    un.tl.fit(paired, n_groups=3, **quick)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"training": {"patience": 20.5}}, "TrainingConfig.patience: expected int, found 20.5"),
+        ({"training": {"refit": 0}}, "TrainingConfig.refit: expected bool or None, found 0"),
+        ({"network": {"batch_norm": 1}}, "NetworkConfig.batch_norm: expected bool, found 1"),
+    ],
+    ids=str,
+)
+def test_settings_of_another_type_are_refused(
+    paired: MuData, settings: dict[str, Any], message: str
+) -> None:
+    """A model with such settings could not be read again."""
+    with pytest.raises(ValueError, match=message):
+        un.tl.fit(paired, labels_key="cell_type", progress=False, **settings)
+
+
+def test_settings_may_be_numbers_of_numpy(paired: MuData, quick: dict[str, Any]) -> None:
+    quick["network"]["n_latent"] = np.int64(8)
+    quick["network"]["n_hidden"] = np.array([32])
+    quick["training"] |= {
+        "learning_rate": np.float32(0.004),
+        "max_epochs": np.int64(2),
+        "refit": np.bool_(False),
+        "loss_weights": {"contrastive": np.float64(0.5)},
+    }
+    un.tl.fit(paired, labels_key="cell_type", **quick)
+    un.tl.integrate(paired)
+    assert un.get.model(paired).info.training.loss_weights["contrastive"] == 0.5
+
+
+def test_refit_repeats_the_first_training(quick: dict[str, Any]) -> None:
+    """The same mini-batches and the same epochs in each phase, whatever the number of cells."""
+    mdata = un.datasets.simulate_multimodal(n_obs=1500, n_groups=3, random_state=1)
+    quick["training"] = {"max_epochs": 5, "warmup": 0.4}
+    un.tl.fit(mdata, n_groups=3, **quick)
+    history = un.get.history(mdata)
+    epochs = history["phase"].value_counts()
+    assert epochs["warmup"] == epochs["refit warmup"] == 2
+    assert epochs["train"] == epochs["refit train"] == 3
+
+
+def test_a_binary_modality_stays_binary(quick: dict[str, Any]) -> None:
+    mdata = un.datasets.simulate_multimodal(n_obs=120, n_groups=3, random_state=1)
+    mdata["adt"].X = (mdata["adt"].X > 0).astype(np.float32)
+    un.tl.fit(mdata, labels_key="cell_type", **quick)
+    other = mdata.copy()
+    other["adt"].X = other["adt"].X - 0.5
+    for function in (un.tl.integrate, un.tl.fit):
+        with pytest.raises(ValueError, match=r"'adt': expected values 0 and 1 only"):
+            function(other, model=un.get.model(mdata))

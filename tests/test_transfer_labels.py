@@ -347,13 +347,27 @@ def test_another_model(fitted: MuData, query: MuData, quick: dict[str, Any]) -> 
 
 
 def test_settings_of_the_adaptation(trained: MuData, query: MuData) -> None:
-    un.tl.transfer_labels(
-        query, trained, training={"max_epochs": 3, "validation_fraction": 0.0}, progress=False
-    )
-    transfer = query.uns["unitednet"]["transfer"]
+    un.tl.transfer_labels(query, trained, training={"max_epochs": 3}, progress=False)
     assert len(query.uns["unitednet"]["history"]) == 3
-    assert not transfer["adapted"]  # nothing was held out that could tell
-    assert np.isnan(transfer["query_loss_before"])
+
+
+def test_adaptation_that_cannot_be_judged_is_not_made(trained: MuData, query: MuData) -> None:
+    with pytest.warns(UserWarning, match="held-out cells .* to tell whether adaptation helps"):
+        un.tl.transfer_labels(query, trained, training={"validation_fraction": 0.0}, progress=False)
+    assert not query.uns["unitednet"]["transfer"]["adapted"]
+    assert "history" not in query.uns["unitednet"]
+    expected = un.get.model(trained).encode(query).probabilities
+    np.testing.assert_array_equal(query.obsm["unitednet_label_probabilities"], expected)
+
+
+def test_adaptation_keeps_calibration_and_expected_accuracy(trained: MuData, query: MuData) -> None:
+    """Cells held out from adaptation were trained on before; they would flatter the model."""
+    before = un.get.model(trained)
+    un.tl.transfer_labels(query, trained, training={"max_epochs": 2}, progress=False)
+    after = un.get.model(query)
+    assert float(after.network.temperature) == float(before.network.temperature)
+    for name, values in before.accuracy.items():
+        np.testing.assert_array_equal(after.accuracy[name], values)
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import pandas as pd
 import torch
 from torch.nn import functional as F
 
+from ._compat import warn_user
 from ._data import Dataset, concatenate
 from ._fit import train_on
 from ._model import Model, ModelInfo
@@ -25,7 +26,7 @@ ADAPTATION = {"learning_rate": 1e-3, "max_epochs": 20, "patience": 5}
 
 def adapt_model(
     model: Model, info: ModelInfo, reference: Dataset, query: Dataset, *, progress: bool
-) -> tuple[Model, pd.DataFrame, dict[str, float | bool]]:
+) -> tuple[Model, pd.DataFrame | None, dict[str, float | bool]]:
     """Train on with the reference's labels and the label-free losses on both (paper, Methods).
 
     The adapted model is kept if, on cells held out from adaptation, the query is reconstructed and
@@ -36,29 +37,42 @@ def adapt_model(
     -------
     The model to use, the history of the adaptation, and the verdict: ``adapted`` and the losses
     before and after.
+
+    Warns
+    -----
+    UserWarning
+        Too few cells are held out to tell: nothing is trained, and the history is None.
     """
     joint = concatenate(reference, query)
+    _, held_out = split_cells(joint, info.training.validation_fraction, info.random_state)
+    of_reference = held_out[(held_out < len(reference)) & (joint.labels[held_out] >= 0)]
+    of_query = held_out[held_out >= len(reference)]
+    if len(of_reference) < 2 or not len(of_query):
+        warn_user(
+            "adapt: expected held-out cells of the query and at least 2 labelled ones of the "
+            f"reference to tell whether adaptation helps, found {len(of_query)} and "
+            f"{len(of_reference)}; the model is used as it was. Raise validation_fraction "
+            f"(now {info.training.validation_fraction}), or pass adapt=False."
+        )
+        return model, None, {"adapted": False}
     adapted, history = train_on(
         model, joint, info, n_groups=None, reset_head=False, progress=progress
     )
-    _, held_out = split_cells(joint, info.training.validation_fraction, info.random_state)
-    of_reference = held_out[held_out < len(reference)]
-    of_query = held_out[held_out >= len(reference)]
     before, after = (_label_losses(m, joint, of_reference) for m in (model, adapted))
     query_before, query_after = (
         _label_free_loss(m, info, joint, of_query) for m in (model, adapted)
     )
     change = after - before
-    error = change.std(ddof=1) / np.sqrt(len(change)) if len(change) > 1 else np.nan
-    kept = bool(change.mean() <= error and query_after < query_before) if len(change) > 1 else False
+    error = change.std(ddof=1) / np.sqrt(len(change))
+    kept = bool(change.mean() <= error and query_after < query_before)
     if not kept:
         logger.info(
             "adaptation held back: it did not help on held-out cells; the model is used as it was."
         )
     verdict: dict[str, float | bool] = {
         "adapted": kept,
-        "reference_loss_before": float(before.mean()) if len(before) else np.nan,
-        "reference_loss_after": float(after.mean()) if len(after) else np.nan,
+        "reference_loss_before": float(before.mean()),
+        "reference_loss_after": float(after.mean()),
         "query_loss_before": query_before,
         "query_loss_after": query_after,
     }
@@ -66,10 +80,7 @@ def adapt_model(
 
 
 def _label_losses(model: Model, data: Dataset, cells: np.ndarray) -> np.ndarray:
-    """Cross-entropy of each labelled cell."""
-    cells = cells[data.labels[cells] >= 0]
-    if not len(cells):
-        return np.empty(0)
+    """Cross-entropy of each of `cells`, which are labelled."""
     logits = torch.from_numpy(model.encode(data).logits[cells]).double()
     losses = F.cross_entropy(logits, torch.from_numpy(data.labels[cells]), reduction="none")
     return losses.numpy()

@@ -6,7 +6,11 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from numbers import Integral
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, cast
+
+import numpy as np
+
+from ._plain import from_plain
 
 Likelihood = Literal["gaussian", "binary"]
 LIKELIHOODS: tuple[Likelihood, ...] = ("gaussian", "binary")
@@ -38,12 +42,13 @@ class _Config:
         TypeError
             `value` is neither.
         ValueError
-            A name is unknown (the message lists those that exist) or a value is out of range.
+            A name is unknown (the message lists those that exist), or a value out of range or of
+            another type than the setting's: such a model could not be read again.
         """
         if value is None:
             return cls()
         if isinstance(value, cls):
-            return value
+            return cls.build(vars(value))
         if not isinstance(value, Mapping):
             raise TypeError(
                 f"{cls.__name__}: expected {cls.__name__} or a mapping of overrides, found "
@@ -55,7 +60,8 @@ class _Config:
             raise ValueError(
                 f"{cls.__name__}: unknown setting {unknown[0]!r}; settings are {names}."
             )
-        return cls(**value)
+        config = cls(**{name: _native(one) for name, one in value.items()})
+        return cast("Self", from_plain(config.to_dict(), cls, cls.__name__))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain dictionary of numbers, strings, lists and mappings."""
@@ -67,6 +73,15 @@ class _Config:
             else value
             for name, value in vars(self).items()
         }
+
+
+def _native(value: Any) -> Any:
+    """Numbers of numpy as Python's own; sequences and mappings with such numbers inside."""
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, Mapping):
+        return {name: _native(one) for name, one in value.items()}
+    return tuple(_native(one) for one in value) if isinstance(value, tuple | list) else value
 
 
 def _require(condition: bool, name: str, expected: str, found: object) -> None:

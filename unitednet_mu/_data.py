@@ -16,7 +16,7 @@ from torch import Tensor
 from . import _validate
 from ._compat import warn_user
 from ._config import LIKELIHOODS, Likelihood
-from ._matrix import Columns, Source, Stacked, holds_counts, matrix_of, scan
+from ._matrix import Columns, Source, Stacked, kind_of, matrix_of, scan
 from ._matrix import ModalitySpec as ModalitySpec
 from ._matrix import to_dense as to_dense
 
@@ -120,7 +120,7 @@ def check_values(data: Dataset) -> None:
     Raises
     ------
     ValueError
-        NaN or infinite values.
+        NaN or infinite values; others than 0 and 1 where the model was trained on these.
 
     Warns
     -----
@@ -131,7 +131,13 @@ def check_values(data: Dataset) -> None:
         if source.matrix is None:
             continue
         spec = source.spec
-        if holds_counts(source.matrix, pd.Index(spec.features), spec.name) and not spec.counts:
+        kind = kind_of(source.matrix, pd.Index(spec.features), spec.name)
+        if spec.likelihood == "binary" and not kind.binary:
+            raise ValueError(
+                f"modality {spec.name!r}: expected values 0 and 1 only, as the model was trained "
+                "on, found others. Prepare it as that was, by unitednet_mu.pp.atac for instance."
+            )
+        if kind.counts and not spec.counts:
             warn_user(
                 f"modality {spec.name!r} looks like raw counts, unlike the values that the model "
                 "was trained on. Prepare it with unitednet_mu.pp as these were."

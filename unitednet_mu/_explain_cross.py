@@ -96,8 +96,14 @@ class _CrossChain:
         # multipliers of all outputs for the whole wide layer, or of both for the code between them
         self.narrow = n_latent * (n_outputs + n_hidden) < n_outputs * n_hidden
         block = min(n_features, block_shape(self.codes.device)[0])
-        through = n_latent * (n_outputs + n_hidden + block)
-        self.pair_size = len(rows) * max(through, 0 if self.narrow else n_outputs * n_hidden)
+        self._through = int(len(rows) * n_latent * (n_outputs + n_hidden + block))
+        self._multiplied = int(len(rows) * n_outputs * n_hidden)
+
+    def pair_size(self, absolute: bool) -> int:
+        """Numbers per cell that live at a time; signed means need the maps multiplied out."""
+        if absolute and self.narrow:
+            return self._through
+        return max(self._through, self._multiplied)
 
     def _batch(self, rows: Rows) -> Tensor | None:
         if not self.network.n_batches or self.cells.batch is None:
@@ -218,7 +224,8 @@ def cross_relevance(
         sums = _CrossSums(chain, units)
         for group in range(n_groups):
             sums.start(absolute)
-            for chunk in chunks_of(observing[groups[observing] == group], chain.pair_size, network):
+            mine = observing[groups[observing] == group]
+            for chunk in chunks_of(mine, chain.pair_size(absolute), network):
                 sums.add(chunk, gap)
                 done += len(chunk)
                 if progress is not None:

@@ -16,7 +16,7 @@ from ._data import Dataset
 from ._keys import DEFAULT_STEM, Keys
 from ._model import Model, ModelInfo
 from ._network import ModalityShape, UnitedNetwork
-from ._train import Trainer, seeded, set_statistics
+from ._train import Trainer, default_batch_size, seeded, set_statistics, split_cells
 
 #: Fewer held-out cells than this say nothing about calibration or accuracy.
 _FEW_CELLS = 20
@@ -63,12 +63,21 @@ def train_new(
         return model, history
     if refit is None and len(data.canonical) >= _MANY_CELLS:
         return model, history
-    return _refitted(model, history, *train(_without_held_out(info, history)))
+    return _refitted(model, history, *train(_without_held_out(data, info, history)))
 
 
-def _without_held_out(info: ModelInfo, history: pd.DataFrame) -> ModelInfo:
-    """Return settings to train on all cells, for as many epochs as held-out cells allowed."""
-    training = replace(info.training, validation_fraction=0.0, max_epochs=len(history))
+def _without_held_out(data: Dataset, info: ModelInfo, history: pd.DataFrame) -> ModelInfo:
+    """Return settings to train on all cells as held-out cells allowed: epochs, phases, batches."""
+    training = info.training
+    cells, _ = split_cells(data, training.validation_fraction, info.random_state)
+    n_warmup = int((history["phase"] == "warmup").sum())
+    training = replace(
+        training,
+        validation_fraction=0.0,
+        max_epochs=len(history),
+        batch_size=training.batch_size or min(default_batch_size(len(cells)), len(data.canonical)),
+        warmup=n_warmup / len(history) if n_warmup else training.warmup,
+    )
     return replace(info, training=training)
 
 
@@ -92,14 +101,18 @@ def train_on(
     reset_head: bool,
     progress: bool,
 ) -> tuple[Model, pd.DataFrame]:
-    """Continue from a model, which is left as it is; `reset_head` learns the groups anew."""
+    """Continue from a model, which is left as it is; `reset_head` learns the groups anew.
+
+    Cells held out now may be among those that the model was trained on, and would flatter it: the
+    expected accuracy stays the model's, and unless the head is new so does the temperature.
+    """
     with seeded(info.random_state):
         network = copy.deepcopy(model.network)
-        network.temperature.fill_(1.0)
         if reset_head:
+            network.temperature.fill_(1.0)
             network.new_heads(len(info.groups) or 1, 1)
         trainer = _trainer(network, data, info, n_groups, new_groups=reset_head, progress=progress)
-        return _finish(trainer, data, info)
+        return _finish(trainer, data, info, before=model, calibrate=reset_head)
 
 
 def _trainer(
@@ -123,18 +136,40 @@ def _trainer(
     )
 
 
-def _finish(trainer: Trainer, data: Dataset, info: ModelInfo) -> tuple[Model, pd.DataFrame]:
+def _finish(
+    trainer: Trainer,
+    data: Dataset,
+    info: ModelInfo,
+    *,
+    before: Model | None = None,
+    calibrate: bool = True,
+) -> tuple[Model, pd.DataFrame]:
+    """Train, calibrate and measure; what was measured `before` is kept."""
     history = trainer.fit()
     if not info.groups:
         info = replace(info, groups=tuple(str(k) for k in range(trainer.network.n_groups)))
-    info = replace(info, batch_measured=_measured(data, trainer.train_cells, len(info.batches)))
-    model = Model(trainer.network, info)
+    measured = _measured(data, trainer.train_cells, len(info.batches))
+    if before is not None:
+        measured = _either(measured, before.info.batch_measured)
+    model = Model(trainer.network, replace(info, batch_measured=measured))
     held_out = _subset(data, trainer.held_out)
-    if held_out is not None:
-        if info.labels_key is not None:
-            _calibrate(model, held_out)
+    if held_out is not None and calibrate and info.labels_key is not None:
+        _calibrate(model, held_out)
+    if before is not None:
+        model.accuracy = dict(before.accuracy)
+    elif held_out is not None:
         model.accuracy = expected_accuracy(model, held_out)
     return model, history
+
+
+def _either(
+    one: tuple[tuple[bool, ...], ...], other: tuple[tuple[bool, ...], ...]
+) -> tuple[tuple[bool, ...], ...]:
+    if not other:
+        return one
+    return tuple(
+        tuple(a or b for a, b in zip(*pair, strict=True)) for pair in zip(one, other, strict=True)
+    )
 
 
 def _measured(data: Dataset, cells: np.ndarray, n_batches: int) -> tuple[tuple[bool, ...], ...]:

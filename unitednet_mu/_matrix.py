@@ -162,7 +162,7 @@ class Scan:
     constant: np.ndarray
 
 
-class _Kind:
+class Kind:
     """What kind of values the blocks of a matrix hold: only 0 and 1, counts, or neither."""
 
     def __init__(self) -> None:
@@ -196,7 +196,7 @@ def scan(matrix: Any, features: pd.Index, name: str) -> Scan:
     """
     low = np.full(matrix.shape[1], np.inf)
     high = np.full(matrix.shape[1], -np.inf)
-    kind = _Kind()
+    kind = Kind()
     for block in _finite_blocks(matrix, features, name):
         kind.add(block)
         low = np.minimum(low, to_dense(block.min(axis=0)).ravel())
@@ -204,12 +204,12 @@ def scan(matrix: Any, features: pd.Index, name: str) -> Scan:
     return Scan(kind.binary and bool((high > low).any()), kind.counts, high == low)
 
 
-def holds_counts(matrix: Any, features: pd.Index, name: str) -> bool:
-    """Check that values are finite, as :func:`scan` does, and say whether they look like counts."""
-    kind = _Kind()
+def kind_of(matrix: Any, features: pd.Index, name: str) -> Kind:
+    """Check that values are finite, as :func:`scan` does, and say what kind they are."""
+    kind = Kind()
     for block in _finite_blocks(matrix, features, name):
         kind.add(block)
-    return kind.counts
+    return kind
 
 
 def _finite_blocks(matrix: Any, features: pd.Index, name: str) -> Iterator[Any]:

@@ -239,14 +239,23 @@ class Trainer:
             if held_out:
                 bar.set_postfix(held_out=f"{total:.3f}")
             bar.update()
-            if not total >= best:  # also where nothing is held out
-                best, best_epoch = total, epoch
-                if held_out:
-                    best_state = _copied(averaged.network)
+            if not held_out:
+                best_epoch = epoch
+            elif total < best:
+                best, best_epoch, best_state = total, epoch, _copied(averaged.network)
             elif epoch - best_epoch >= self.config.patience:
                 bar.total -= n_epochs - epoch - 1
                 break
+        self._check_finite(best_state, diverged=bool(held_out) and math.isinf(best))
         self.network.load_state_dict(best_state)
+
+    def _check_finite(self, state: dict[str, Tensor], *, diverged: bool) -> None:
+        if diverged or not all(bool(value.isfinite().all()) for value in state.values()):
+            raise RuntimeError(
+                "training diverged: the losses or weights became infinite or NaN; nothing was "
+                f"kept. Lower learning_rate (now {self.config.learning_rate}), or look for extreme "
+                "values in the data."
+            )
 
     def _steps_per_epoch(self, identify: bool) -> int:
         per_batch = 2 if identify and self.config.alternate else 1

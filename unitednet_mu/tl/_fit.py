@@ -85,7 +85,8 @@ def fit(
     model
         Continue from this model (see `get.model`); features must be those it was trained on. Its
         network, modalities and layers are used; without `labels_key` and `n_groups` also its
-        labels.
+        labels. Its calibration and the expected accuracy of its predictions are kept: cells held
+        out now may be among those that it has seen.
     reset_head
         With `model`: keep the encoders and decoders, and learn the groups anew.
     network, training
@@ -127,6 +128,8 @@ def fit(
         Both `labels_key` and `n_groups`; an unknown modality, column, layer or setting; one class
         only or all labels missing; a column of measurements or identifiers; NaN or infinite
         values; too few cells. Nothing is trained or written then.
+    RuntimeError
+        Training diverged; nothing is written.
 
     Warns
     -----
@@ -164,6 +167,11 @@ def fit(
     info = _with_labels(mdata, data, info, labels_key or info.labels_key)
     info = _with_batches(mdata, data, info, batch_key or info.batch_key, fixed=model is not None)
     number = None if n_groups is None or n_groups == _AUTO else int(n_groups)
+    if number is None and not info.groups and settings.start != "leiden":
+        raise ValueError(
+            f"start={settings.start!r} cannot find how many groups there are; give n_groups as a "
+            "number, or leave start at 'leiden'."
+        )
     _check_size(data, len(info.groups) or number or 1)
     if model is None:
         trained, history = train_new(data, info, n_groups=number, device=on, progress=progress)

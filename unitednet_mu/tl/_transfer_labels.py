@@ -101,7 +101,7 @@ def transfer_labels(
     ``.uns["unitednet"]["transfer"]`` : dict
         Settings, and what held-out cells said about the adaptation.
     ``.uns["unitednet"]["history"]`` : DataFrame
-        Of the adaptation, with `adapt` only: one row an epoch.
+        Of the adaptation, where there was one: one row an epoch.
     ``.uns["unitednet"]["version"]`` : str
         Version of this package; marks the stem as its own.
 
@@ -116,7 +116,8 @@ def transfer_labels(
     Warns
     -----
     UserWarning
-        A modality looks like raw counts, and those that the model was trained on did not.
+        A modality looks like raw counts, and those that the model was trained on did not. Too few
+        cells to tell whether adaptation helps: the model is used as it was.
 
     Examples
     --------
