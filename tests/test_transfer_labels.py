@@ -12,6 +12,7 @@ from mudata import MuData
 from scipy import sparse
 
 import unitednet_mu as un
+from unitednet_mu import _adapt
 from unitednet_mu._adapt import adapt_model
 from unitednet_mu._compat import quiet_update
 
@@ -37,6 +38,12 @@ def query() -> MuData:
 def right(query: MuData) -> float:
     found = query.obs["unitednet_label"].astype(str)
     return float((found == query.obs["cell_type"].astype(str)).mean())
+
+
+@pytest.fixture
+def _any_shift(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Adaptation is tried whether or not the query differs from the reference."""
+    monkeypatch.setattr(_adapt, "_SHIFT", -np.inf)
 
 
 def test_labels_are_those_of_the_references_model(trained: MuData, query: MuData) -> None:
@@ -129,6 +136,7 @@ def test_without_adaptation_the_model_is_the_references(trained: MuData, query: 
     )
 
 
+@pytest.mark.usefixtures("_any_shift")
 def test_adaptation_trains_on_both(trained: MuData, query: MuData) -> None:
     """The verdict is that of held-out cells, and the model kept is the one it names."""
     settings = {"max_epochs": 8, "patience": 8, "learning_rate": 1e-3}
@@ -148,6 +156,19 @@ def test_adaptation_trains_on_both(trained: MuData, query: MuData) -> None:
         assert not transfer["adapted"]
     probabilities = un.get.model(query).encode(query).probabilities
     np.testing.assert_array_equal(query.obsm["unitednet_label_probabilities"], probabilities)
+
+
+def test_a_query_like_the_reference_is_not_adapted_to(trained: MuData, query: MuData) -> None:
+    """There is nothing to adapt to; nothing is trained."""
+    un.tl.transfer_labels(query, trained, progress=False)
+    record = query.uns["unitednet"]
+    assert not record["transfer"]["adapted"]
+    assert "history" not in record
+    novelty = query.obs["unitednet_label_novelty"]
+    assert record["transfer"]["shift"] == pytest.approx(np.median(novelty))
+    assert record["transfer"]["shift"] <= 1.5
+    expected = un.get.model(trained).encode(query).probabilities
+    np.testing.assert_array_equal(query.obsm["unitednet_label_probabilities"], expected)
 
 
 def test_adaptation_that_helps_is_kept(quick: dict[str, Any]) -> None:
@@ -174,6 +195,7 @@ def test_adaptation_that_helps_is_kept(quick: dict[str, Any]) -> None:
     assert right(query) > 0.9
 
 
+@pytest.mark.usefixtures("_any_shift")
 def test_adaptation_that_harms_is_held_back(trained: MuData, query: MuData) -> None:
     un.tl.transfer_labels(
         query,
@@ -346,11 +368,13 @@ def test_another_model(fitted: MuData, query: MuData, quick: dict[str, Any]) -> 
     )
 
 
+@pytest.mark.usefixtures("_any_shift")
 def test_settings_of_the_adaptation(trained: MuData, query: MuData) -> None:
     un.tl.transfer_labels(query, trained, training={"max_epochs": 3}, progress=False)
     assert len(query.uns["unitednet"]["history"]) == 3
 
 
+@pytest.mark.usefixtures("_any_shift")
 def test_adaptation_that_cannot_be_judged_is_not_made(trained: MuData, query: MuData) -> None:
     with pytest.warns(UserWarning, match="held-out cells .* to tell whether adaptation helps"):
         un.tl.transfer_labels(query, trained, training={"validation_fraction": 0.0}, progress=False)
@@ -360,6 +384,7 @@ def test_adaptation_that_cannot_be_judged_is_not_made(trained: MuData, query: Mu
     np.testing.assert_array_equal(query.obsm["unitednet_label_probabilities"], expected)
 
 
+@pytest.mark.usefixtures("_any_shift")
 def test_adaptation_keeps_calibration_and_expected_accuracy(trained: MuData, query: MuData) -> None:
     """Cells held out from adaptation were trained on before; they would flatter the model."""
     before = un.get.model(trained)

@@ -13,6 +13,7 @@ from ._compat import warn_user
 from ._data import Dataset, concatenate
 from ._fit import train_on
 from ._model import Model, ModelInfo
+from ._novelty import Familiarity
 from ._tasks import Tasks
 from ._train import split_cells
 
@@ -20,6 +21,8 @@ logger = logging.getLogger(__name__)
 
 #: Cells whose losses are computed at a time.
 _CHECKED_CELLS = 512
+#: Median novelty of a query's cells above which it differs from the reference as a whole.
+_SHIFT = 1.5
 #: What differs from the defaults of a fit: a gentler and shorter training.
 ADAPTATION = {"learning_rate": 1e-3, "max_epochs": 20, "patience": 5}
 
@@ -29,20 +32,31 @@ def adapt_model(
 ) -> tuple[Model, pd.DataFrame | None, dict[str, float | bool]]:
     """Train on with the reference's labels and the label-free losses on both (paper, Methods).
 
-    The adapted model is kept if, on cells held out from adaptation, the query is reconstructed and
-    translated better and the labels of the reference are identified no worse (within one standard
-    error).
+    Only a query that is novel as a whole is adapted to. The adapted model is kept if, on cells held
+    out from adaptation, the query is reconstructed and translated better and the labels of the
+    reference are identified no worse (within one standard error).
 
     Returns
     -------
-    The model to use, the history of the adaptation, and the verdict: ``adapted`` and the losses
-    before and after.
+    The model to use, the history of the adaptation (None where there was none), and the verdict:
+    ``adapted``, the query's ``shift`` and, if it was tried, the losses before and after.
 
     Warns
     -----
     UserWarning
         Too few cells are held out to tell: nothing is trained, and the history is None.
     """
+    known = Familiarity.of(model, reference, info.random_state)
+    shift = float(np.nanmedian(known.novelty(model.encode(query).codes)))
+    verdict: dict[str, float | bool] = {"adapted": False, "shift": shift}
+    if shift <= _SHIFT:
+        logger.info(
+            "adaptation held back: the query is like the reference (shift %.2f, adapted to above "
+            "%.1f); the model is used as it was.",
+            shift,
+            _SHIFT,
+        )
+        return model, None, verdict
     joint = concatenate(reference, query)
     _, held_out = split_cells(joint, info.training.validation_fraction, info.random_state)
     of_reference = held_out[(held_out < len(reference)) & (joint.labels[held_out] >= 0)]
@@ -54,7 +68,7 @@ def adapt_model(
             f"{len(of_reference)}; the model is used as it was. Raise validation_fraction "
             f"(now {info.training.validation_fraction}), or pass adapt=False."
         )
-        return model, None, {"adapted": False}
+        return model, None, verdict
     adapted, history = train_on(
         model, joint, info, n_groups=None, reset_head=False, progress=progress
     )
@@ -69,7 +83,7 @@ def adapt_model(
         logger.info(
             "adaptation held back: it did not help on held-out cells; the model is used as it was."
         )
-    verdict: dict[str, float | bool] = {
+    verdict |= {
         "adapted": kept,
         "reference_loss_before": float(before.mean()),
         "reference_loss_after": float(after.mean()),

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+from typing import Self
+
 import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import solve_triangular
 from sklearn.metrics import pairwise_distances
+
+from ._data import Dataset
+from ._model import Model
 
 Array = NDArray[np.float64]
 
 #: Share of the covariance that is replaced by a multiple of the identity.
 _SHRINKAGE = 0.03
 _BLOCK = 4096
+#: Reference cells that novelty is judged by, at most.
+_REFERENCE_CELLS = 20_000
 #: Turns a median absolute deviation into the standard deviation of a normal distribution.
 _MAD_TO_SD = 1.4826
 
@@ -39,6 +46,19 @@ class Familiarity:
         distance = self._distance(codes)
         self._centre = float(np.nanmedian(distance))
         self._spread = max(_MAD_TO_SD * float(np.nanmedian(np.abs(distance - self._centre))), 1e-12)
+
+    @classmethod
+    def of(cls, model: Model, reference: Dataset, seed: int) -> Self:
+        """Learn what a reference looks like to a model, in the groups that the model gives it.
+
+        Of more than 20,000 cells so many are drawn; their order changes nothing.
+        """
+        cells = reference.canonical
+        if len(cells) > _REFERENCE_CELLS:
+            drawn = np.random.default_rng(seed).choice(len(cells), _REFERENCE_CELLS, replace=False)
+            cells = cells[np.sort(drawn)]
+        encoded = model.encode(reference.subset(cells))
+        return cls(encoded.codes, encoded.logits.argmax(1))
 
     def novelty(self, codes: NDArray[np.float32]) -> NDArray[np.float32]:
         """How far cells are from the reference's groups.

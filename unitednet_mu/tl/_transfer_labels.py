@@ -13,16 +13,12 @@ from mudata import MuData
 from .. import _results
 from .._adapt import ADAPTATION, adapt_model
 from .._config import TrainingConfig
-from .._data import Dataset
 from .._keys import DEFAULT_STEM, check_key_added
 from .._model import Encoded, Model
 from .._novelty import Familiarity
 from .._validate import check_mudata, check_random_state
 from ._common import resolve_model
 from ._fit import _with_batches, _with_labels, read_batches
-
-#: Reference cells that novelty is judged by, at most.
-_REFERENCE_CELLS = 20_000
 
 
 def transfer_labels(
@@ -53,9 +49,11 @@ def transfer_labels(
         given.
     adapt
         Train on with the supervised loss on the reference and the label-free losses on reference
-        and query together (the paper's transfer learning). The adapted network is kept only if
-        held-out cells say that it helps; ``.uns["unitednet"]["transfer"]["adapted"]`` says whether
-        it was.
+        and query together (the paper's transfer learning), if the query differs from the reference
+        as a whole: if the median novelty of its cells, ``["transfer"]["shift"]`` in
+        ``.uns["unitednet"]``, is above 1.5. Otherwise there is nothing to adapt to, and training on
+        would only add noise. The adapted network is kept if held-out cells say that it helps;
+        ``["transfer"]["adapted"]`` says whether it was.
     unknown_threshold
         Cells whose best label has a lower probability are called ``"unknown"``; 0 for none.
     novelty_threshold
@@ -177,23 +175,13 @@ def transfer_labels(
         found, history, verdict = adapt_model(found, info, labelled, data, progress=progress)
         params |= verdict
     encoded = found.encode(data)
-    novelty = _familiarity(found, labelled, seed).novelty(encoded.codes)
+    novelty = Familiarity.of(found, labelled, seed).novelty(encoded.codes)
     unknown = _unknown(encoded, novelty, unknown_threshold, novelty_threshold)
     result = _results.target_of(query, copy)
     _results.write_labels(
         result, keys, found, encoded.probabilities, novelty, unknown, params, history
     )
     return result if copy else None
-
-
-def _familiarity(model: Model, reference: Dataset, seed: int) -> Familiarity:
-    """Learn what the reference's cells look like to the model; the same cells in any order."""
-    cells = reference.canonical
-    if len(cells) > _REFERENCE_CELLS:
-        drawn = np.random.default_rng(seed).choice(len(cells), _REFERENCE_CELLS, replace=False)
-        cells = cells[np.sort(drawn)]
-    encoded = model.encode(reference.subset(cells))
-    return Familiarity(encoded.codes, encoded.logits.argmax(1))
 
 
 def _unknown(
