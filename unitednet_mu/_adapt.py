@@ -13,7 +13,6 @@ from ._compat import warn_user
 from ._data import Dataset, concatenate
 from ._fit import train_on
 from ._model import Model, ModelInfo
-from ._novelty import Familiarity
 from ._tasks import Tasks
 from ._train import split_cells
 
@@ -28,13 +27,20 @@ ADAPTATION = {"learning_rate": 1e-3, "max_epochs": 20, "patience": 5}
 
 
 def adapt_model(
-    model: Model, info: ModelInfo, reference: Dataset, query: Dataset, *, progress: bool
+    model: Model,
+    info: ModelInfo,
+    reference: Dataset,
+    query: Dataset,
+    *,
+    shift: float,
+    progress: bool,
 ) -> tuple[Model, pd.DataFrame | None, dict[str, float | bool]]:
     """Train on with the reference's labels and the label-free losses on both (paper, Methods).
 
-    Only a query that is novel as a whole is adapted to. The adapted model is kept if, on cells held
-    out from adaptation, the query is reconstructed and translated better and the labels of the
-    reference are identified no worse (within one standard error).
+    Only a query that is novel as a whole is adapted to: one whose cells' median novelty, `shift`,
+    is large. The adapted model is kept if, on cells held out from adaptation, the query is
+    reconstructed and translated better and the labels of the reference are identified no worse
+    (within one standard error).
 
     Returns
     -------
@@ -46,8 +52,6 @@ def adapt_model(
     UserWarning
         Too few cells are held out to tell: nothing is trained, and the history is None.
     """
-    known = Familiarity.of(model, reference, info.random_state)
-    shift = float(np.nanmedian(known.novelty(model.encode(query).codes)))
     verdict: dict[str, float | bool] = {"adapted": False, "shift": shift}
     if shift <= _SHIFT:
         logger.info(

@@ -145,20 +145,23 @@ def group_scores(raw: MuData, *, seed: int, progress: bool) -> Scores:
     )
     embedding = paired.obsm["X_unitednet"]
     scores.add(
-        task, "unitednet_mu, Leiden on its embedding", _leiden_score(true, embedding, n_groups)
+        task,
+        "unitednet_mu, Leiden on its embedding",
+        _leiden_score(true, embedding, n_groups, seed),
     )
     components = [
-        PCA(_COMPONENTS, random_state=0).fit_transform(values(paired, m)) for m in ("rna", "adt")
+        PCA(_COMPONENTS, random_state=seed).fit_transform(values(paired, m)) for m in ("rna", "adt")
     ]
     scores.add(
-        task, "PCA side by side, Leiden", _leiden_score(true, np.hstack(components), n_groups)
+        task, "PCA side by side, Leiden", _leiden_score(true, np.hstack(components), n_groups, seed)
     )
     return scores
 
 
-def _leiden_score(true: np.ndarray, embedding: np.ndarray, n_groups: int) -> float:
+def _leiden_score(true: np.ndarray, embedding: np.ndarray, n_groups: int, seed: int) -> float:
     """ARI of scanpy's Leiden, the resolution searched for the number of groups."""
-    found = leiden_groups(neighbour_graph(embedding), n_groups)
+    graph = neighbour_graph(embedding, random_state=seed)
+    found = leiden_groups(graph, n_groups, random_state=seed)
     return float(adjusted_rand_score(true, found))
 
 

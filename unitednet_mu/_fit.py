@@ -45,6 +45,7 @@ def train_new(
     The model, and the history (one row an epoch).
     """
     shapes = [ModalityShape(len(spec.features), spec.likelihood) for spec in info.modalities]
+    starting_codes: list[np.ndarray] = []  # of every network trained, in turn
 
     def train(settings: ModelInfo) -> tuple[Model, pd.DataFrame]:
         with seeded(info.random_state):
@@ -54,6 +55,7 @@ def train_new(
             trainer = _trainer(
                 network, data, settings, n_groups, new_groups=True, progress=progress
             )
+            trainer.starting_codes = starting_codes
             set_statistics(network, data, trainer.train_cells)
             return _finish(trainer, data, settings)
 

@@ -176,6 +176,8 @@ class Trainer:
         self.class_weights = self._class_weights() if supervised else None
         self.rows: list[dict[str, Any]] = []
         self.progress = progress
+        #: Codes of all cells after the warm-up, of each network trained so far on these cells.
+        self.starting_codes: list[np.ndarray] = []
 
     def _class_weights(self) -> Tensor:
         labels = self.data.labels[self.train_cells]
@@ -337,13 +339,19 @@ class Trainer:
         return torch.cat(parts)
 
     def _start_heads(self) -> None:
-        """Find groups on the fused codes of all cells, fit every head to them, anchor training."""
+        """Find groups on the fused codes of all cells, fit every head to them, anchor training.
+
+        A network trained once more starts from its codes and the first one's side by side: what
+        both found is less left to chance.
+        """
         cells = self.data.canonical
         z = self._fused(cells)
         if self.config.start == "random":
             self.network.new_heads(self.n_groups or _FEWEST_GROUPS, self.network.config.n_heads)
             return
-        groups = starting_groups(z.cpu().numpy(), self.n_groups, self.config.start, self.seed)
+        self.starting_codes.append((z / z.std().clamp_min(1e-12)).cpu().numpy())
+        together = np.hstack(self.starting_codes)
+        groups = starting_groups(together, self.n_groups, self.config.start, self.seed)
         n_groups = max(int(groups.max()) + 1, _FEWEST_GROUPS)
         logger.info("groups start from %d clusters.", n_groups)
         anchors = np.full(len(self.data), -1, np.int64)

@@ -13,6 +13,7 @@ from mudata import MuData
 from .. import _results
 from .._adapt import ADAPTATION, adapt_model
 from .._config import TrainingConfig
+from .._data import Dataset
 from .._keys import DEFAULT_STEM, check_key_added
 from .._model import Encoded, Model
 from .._novelty import Familiarity
@@ -167,21 +168,33 @@ def transfer_labels(
     labelled = found.open(reference)
     if not labelled.observed.any():
         raise ValueError(f"reference: expected cells with {found.modality_names}, found none.")
+    encoded, novelty = _encoded(found, labelled, data, seed)
     if adapt:
         info = dataclasses.replace(found.info, training=config, random_state=seed)
         info = _with_labels(reference, labelled, info, info.labels_key)
         info = _with_batches(reference, labelled, info, info.batch_key, fixed=True)
         read_batches(query, data, info)
-        found, history, verdict = adapt_model(found, info, labelled, data, progress=progress)
+        shift = float(np.nanmedian(novelty))
+        found, history, verdict = adapt_model(
+            found, info, labelled, data, shift=shift, progress=progress
+        )
         params |= verdict
-    encoded = found.encode(data)
-    novelty = Familiarity.of(found, labelled, seed).novelty(encoded.codes)
+        if verdict["adapted"]:
+            encoded, novelty = _encoded(found, labelled, data, seed)
     unknown = _unknown(encoded, novelty, unknown_threshold, novelty_threshold)
     result = _results.target_of(query, copy)
     _results.write_labels(
         result, keys, found, encoded.probabilities, novelty, unknown, params, history
     )
     return result if copy else None
+
+
+def _encoded(
+    model: Model, reference: Dataset, query: Dataset, seed: int
+) -> tuple[Encoded, np.ndarray]:
+    """Codes and labels of a query's cells, and how unlike the reference's cells they are."""
+    encoded = model.encode(query)
+    return encoded, Familiarity.of(model, reference, seed).novelty(encoded.codes)
 
 
 def _unknown(
