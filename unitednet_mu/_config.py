@@ -221,7 +221,7 @@ class TrainingConfig(_Config):
     modality_dropout: float = 0.2
     alternate: bool = False
     start: Literal["leiden", "kmeans", "random"] = "leiden"
-    warmup: float = 0.5
+    warmup: float = 0.33
 
     def __post_init__(self) -> None:
         """Check ranges and fill in the default loss weights."""

@@ -30,6 +30,8 @@ logger = logging.getLogger(__name__)
 _STATISTICS_BATCH = 2048
 _EVALUATION_BATCH = 1024
 _HEAD_STEPS = 100
+#: Steps of a training by default.
+_STEPS = 750
 _FEWEST_GROUPS = 2
 #: Fewer values (cells x features) than this in a mini-batch make a small step.
 _SMALL_STEP = 2**20
@@ -110,8 +112,8 @@ def default_batch_size(n_cells: int) -> int:
 
 
 def default_epochs(n_cells: int, batch_size: int) -> int:
-    """Epochs that make about 500 steps, at least 20 and at most 200."""
-    return int(np.clip(round(500 * batch_size / max(n_cells, 1)), 20, 200))
+    """Epochs that make about 750 steps, at least 20 and at most 300."""
+    return int(np.clip(round(_STEPS * batch_size / max(n_cells, 1)), 20, 300))
 
 
 class Trainer:
