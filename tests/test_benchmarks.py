@@ -16,6 +16,7 @@ from sklearn.neighbors import kneighbors_graph
 
 import unitednet_mu as un
 from unitednet_mu._compat import quiet_update
+from unitednet_mu._config import NetworkConfig, TrainingConfig
 
 sys.path.insert(0, str(Path(__file__).parent / "benchmarks"))
 
@@ -25,6 +26,7 @@ import _scorers
 import _splits
 import _table
 import _tasks
+import ablation
 import accuracy
 
 NETWORK = {"n_hidden": [32], "n_latent": 8, "n_heads": 1, "dropout": 0.0, "input_dropout": 0.2}
@@ -223,3 +225,59 @@ def test_interval_against_the_best_peer(rng: np.random.Generator) -> None:
         assert table.loc["ours", "verdict"] == verdict
         assert table.loc["ours", "difference"] == pytest.approx(0.1)
         assert table.loc["ours again", "verdict"] == "even"
+
+
+def test_ablation(
+    path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quick = {
+        name: {
+            "network": {**NETWORK, **what.get("network", {})},
+            "training": {**TRAINING, **what.get("training", {})},
+        }
+        for name, what in ablation.VARIANTS.items()
+    }
+    monkeypatch.setattr(ablation, "VARIANTS", quick)
+    monkeypatch.setattr(_tasks, "neighbour_graph", _neighbours)
+    variants = ["identification only", "groups start at random"]
+    out = tmp_path / "table.csv"
+    table = ablation.main([str(path), "--seeds", "0", "--variants", *variants, "--out", str(out)])
+    assert set(table["metric"]) == set(ablation.SHOWN.values())
+    found = table.groupby("variant")["metric"].agg(set)
+    assert found["identification only"] - found["groups start at random"] == {
+        "transfer, balanced accuracy"
+    }
+    pd.testing.assert_frame_equal(pd.read_csv(out), table, check_dtype=False)
+    printed = capsys.readouterr().out
+    assert all(name in printed for name in [*variants, *ablation.SHOWN.values()])
+
+    # planted: one modality tells of the other, which nothing teaches without decoders being trained
+    change = table.set_index(["variant", "metric"])["difference"]
+    assert change["identification only", "prediction, r"] < -0.05
+
+
+def test_every_variant_is_understood_and_differs() -> None:
+    plain = [TrainingConfig.build(None), NetworkConfig.build(None)]
+    for name, what in ablation.VARIANTS.items():
+        configs = [
+            TrainingConfig.build(what.get("training")),
+            NetworkConfig.build(what.get("network")),
+        ]
+        assert (configs == plain) == (name == ablation.DEFAULT)
+
+
+def test_differences_to_the_defaults() -> None:
+    values = pd.DataFrame(
+        [
+            {"seed": seed, "variant": variant, "metric": "r", "value": value}
+            for variant, of_seeds in (("defaults", (0.5, 0.7)), ("less", (0.4, 0.2)))
+            for seed, value in enumerate(of_seeds)
+        ]
+    )
+    row = ablation.summarise(values, "set").iloc[0]
+    assert row["default"] == pytest.approx(0.6) and row["seeds"] == 2
+    assert row["difference"] == pytest.approx(-0.3)
+    assert row["error"] == pytest.approx(0.2)
+    alone = ablation.summarise(values[values["seed"] == 0], "set")
+    assert np.isnan(alone["error"]).all()
+    assert "-0.100" in ablation.printed(alone)
