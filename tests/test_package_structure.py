@@ -25,6 +25,7 @@ LAYERS = (
     ("_keys", "_compat", "_plain"),
     ("_validate",),
     ("_config",),
+    ("_presets",),
     ("_matrix",),
     ("_data", "_info", "_storage"),
     ("_network",),

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 from mudata import MuData
 
-from .. import _results
+from .. import _presets, _results
 from .._config import Likelihood, NetworkConfig, TrainingConfig
 from .._data import Dataset, ModalitySpec, describe_modality, open_dataset
 from .._fit import train_new, train_on
@@ -48,6 +48,7 @@ def fit(
     likelihood: Likelihood | Mapping[str, Likelihood] | None = None,
     model: Model | None = None,
     reset_head: bool = False,
+    preset: str | None = None,
     network: NetworkConfig | Mapping[str, Any] | None = None,
     training: TrainingConfig | Mapping[str, Any] | None = None,
     random_state: int = 0,
@@ -89,9 +90,13 @@ def fit(
         out now may be among those that it has seen.
     reset_head
         With `model`: keep the encoders and decoders, and learn the groups anew.
+    preset
+        Start from a configuration of the original UnitedNet instead of the defaults:
+        ``"original_patchseq"``, ``"original_multiome"``, ``"original_dbitseq"`` or
+        ``"original_dlpfc"``. For comparison; the defaults are meant for all data.
     network, training
         :class:`NetworkConfig` and :class:`TrainingConfig`, or mappings that override their
-        defaults.
+        defaults, or the preset's.
     random_state
         Seed; the same seed gives the same numbers on the same machine and number of threads.
     device
@@ -154,14 +159,13 @@ def fit(
     _check_choice(labels_key, n_groups, model, reset_head)
     seed = check_random_state(random_state)
     on = resolve_device(device)
-    settings = TrainingConfig.build(training)
+    shape, settings = _presets.settings(preset, network, training)
     if model is None:
         specs = _describe(mdata, modalities, layer, use_rep, likelihood)
-        info = ModelInfo(tuple(specs), (), NetworkConfig.build(network), settings)
+        info = ModelInfo(tuple(specs), (), shape, settings)
     else:
-        info = _inherited(
-            model, labels_key, n_groups, reset_head, modalities, layer, use_rep, likelihood, network
-        )
+        fixed = (modalities, layer, use_rep, likelihood, preset, network)
+        info = _inherited(model, labels_key, n_groups, reset_head, *fixed)
     info = dataclasses.replace(info, training=settings, random_state=seed)
     data = open_dataset(mdata, info.modalities) if model is None else model.open(mdata)
     info = _with_labels(mdata, data, info, labels_key or info.labels_key)
@@ -223,7 +227,7 @@ def _inherited(
 ) -> ModelInfo:
     """Return the settings of a model to continue from: its network and data are kept."""
     for name, value in zip(
-        ("modalities", "layer", "use_rep", "likelihood", "network"), fixed, strict=True
+        ("modalities", "layer", "use_rep", "likelihood", "preset", "network"), fixed, strict=True
     ):
         if value is not None:
             raise ValueError(
