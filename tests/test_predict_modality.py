@@ -10,9 +10,10 @@ import torch
 from mudata import MuData
 
 import unitednet_mu as un
-from unitednet_mu import _fit, _model
+from unitednet_mu import _held_out, _model
 from unitednet_mu._matrix import Source
 from unitednet_mu._model import Model
+from unitednet_mu._results import ACCURACY
 from unitednet_mu._train import split_cells
 
 
@@ -153,9 +154,15 @@ def test_expected_accuracy_is_found_in_blocks(
             predicted = model.predict(data, sources, target)
             cells = np.flatnonzero(data.observed[:, m] & ~np.isnan(predicted).any(1))
             measured = mdata.mod[target][mdata.obs_names[cells]].X
+            error = np.sort(measured - predicted[cells], axis=0)
+            beyond = int(
+                0.05 * (len(cells) + 1)
+            )  # so many errors lie below, and above, the interval
             expected[f"{target}_from_{'+'.join(sources)}"] = (
                 un.metrics.pearson_per_feature(measured, predicted[cells]),
                 un.metrics.pearson_within_groups(measured, predicted[cells], groups[cells]),
+                error[beyond - 1],
+                error[-beyond],
             )
     taken, decoded = [], []
     take, decode = Source.take, Model.decode
@@ -163,9 +170,9 @@ def test_expected_accuracy_is_found_in_blocks(
     monkeypatch.setattr(
         Model, "decode", lambda m, z, *rest: decoded.append(len(z)) or decode(m, z, *rest)
     )
-    monkeypatch.setattr(_fit, "_ACCURACY_CELLS", 37)
+    monkeypatch.setattr(_held_out, "_ACCURACY_CELLS", 37)
     monkeypatch.setattr(_model, "_INFERENCE_CELLS", 37)
-    found = _fit.expected_accuracy(model, data)
+    found = _held_out.expected_accuracy(model, data)
     assert max(taken) == max(decoded) == 37
     assert found.keys() == expected.keys()
     for name, values in found.items():
@@ -176,7 +183,31 @@ def test_expected_accuracy_is_found_in_blocks(
 def test_expected_accuracy_is_unknown_with_few_cells(fitted: MuData) -> None:
     """Twelve cells were held out: too few to say anything."""
     un.tl.predict_modality(fitted, source="rna", target="adt")
-    assert fitted.mod["adt_from_rna"].var["expected_r"].isna().all()
+    assert fitted.mod["adt_from_rna"].var[list(ACCURACY)].isna().all(None)
+
+
+def test_interval_holds_nine_of_ten_new_measurements() -> None:
+    mdata = un.datasets.simulate_multimodal(n_obs=600, n_groups=3, noise=1.0, random_state=4)
+    mdata["adt"].X *= np.linspace(0.1, 10, 20, dtype=np.float32)  # units of very different scale
+    seen, new = mdata[:300].copy(), mdata[300:].copy()
+    training = {"max_epochs": 30, "batch_size": 64, "validation_fraction": 0.3}
+    un.tl.fit(seen, labels_key="cell_type", training=training, device="cpu", progress=False)
+    un.tl.predict_modality(new, source="rna", target="adt", model=un.get.model(seen), device="cpu")
+    predicted = new["adt_from_rna"]
+    error = new["adt"].X - predicted.X
+    low, high = (predicted.var[column].to_numpy() for column in ("error_q05", "error_q95"))
+    assert 0.87 < ((error >= low) & (error <= high)).mean() < 0.95
+    assert (error < low).mean() == pytest.approx(0.05, abs=0.03)
+    assert ((high - low) < 5 * error.std(0)).all()
+
+
+def test_next_error_falls_into_the_interval(rng: np.random.Generator) -> None:
+    for n in (20, 99, 250):
+        errors = rng.standard_exponential((n + 1, 4000)).astype(np.float32)
+        low, high = _held_out._quantiles(errors[:-1].copy())
+        inside = ((errors[-1] >= low) & (errors[-1] <= high)).mean()
+        expected = 1 - 2 * int(0.05 * (n + 1)) / (n + 1)
+        assert inside == pytest.approx(expected, abs=0.02) and expected >= 0.9
 
 
 def test_embeddings_come_along(trained: MuData) -> None:

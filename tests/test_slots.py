@@ -15,7 +15,7 @@ from anndata import AnnData
 from mudata import MuData
 
 import unitednet_mu as un
-from unitednet_mu import _adapt
+from unitednet_mu import _adapt, _results
 from unitednet_mu._compat import copied
 
 STEM = "unitednet"
@@ -269,9 +269,8 @@ def test_predicted_modality_in_full(fresh: MuData, fitted_mosaic: MuData) -> Non
     un.tl.integrate(fresh, model=_model(fitted_mosaic))
     un.tl.predict_modality(fresh, source="rna", target="adt", model=_model(fitted_mosaic))
     predicted = fresh.mod["adt_from_rna"]
-    assert list(predicted.var) == ["feature", "expected_r", "expected_r_within_groups"]
-    assert predicted.var["expected_r"].dtype.kind == "f"
-    assert predicted.var["expected_r_within_groups"].dtype.kind == "f"
+    assert list(predicted.var) == ["feature", *_results.ACCURACY]
+    assert all(predicted.var[column].dtype.kind == "f" for column in _results.ACCURACY)
     assert set(predicted.obsm) == {"X_unitednet", "unitednet_probabilities"}
     assert set(predicted.uns) == {"unitednet_prediction"}
     assert set(predicted.uns["unitednet_prediction"]) == {"source", "target", "key"}

@@ -447,7 +447,7 @@ DAMAGES: dict[str, tuple[Callable[[dict[str, Any]], dict[str, Any]], str]] = {
     ),
     "accuracy of another shape": (
         lambda s: retensored(s, lambda t: t.update({"accuracy.adt_from_rna": torch.ones(7)})),
-        r"accuracy of 'adt_from_rna': expected shape \(2, 20\), found \(7,\)",
+        r"accuracy of 'adt_from_rna': expected shape \(4, 20\), found \(7,\)",
     ),
     "accuracy of another prediction": (
         lambda s: retensored(s, lambda t: t.update({"accuracy.x_from_rna": torch.ones(2, 7)})),

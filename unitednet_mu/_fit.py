@@ -8,20 +8,13 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import torch
-from scipy.optimize import minimize_scalar
-from torch.nn import functional as F
 
-from ._correlation import Correlation
 from ._data import Dataset
-from ._keys import DEFAULT_STEM, Keys
+from ._held_out import FEW_CELLS, calibrate, expected_accuracy
 from ._model import Model, ModelInfo
 from ._network import ModalityShape, UnitedNetwork
 from ._train import Trainer, default_batch_size, seeded, set_statistics, split_cells
 
-#: Fewer held-out cells than this say nothing about calibration or accuracy.
-_FEW_CELLS = 20
-#: Cells whose predictions are compared with their measurements at a time.
-_ACCURACY_CELLS = 512
 #: From this number of cells on, those held out are not missed.
 _MANY_CELLS = 5000
 
@@ -114,7 +107,7 @@ def train_on(
             network.temperature.fill_(1.0)
             network.new_heads(len(info.groups) or 1, 1)
         trainer = _trainer(network, data, info, n_groups, new_groups=reset_head, progress=progress)
-        return _finish(trainer, data, info, before=model, calibrate=reset_head)
+        return _finish(trainer, data, info, before=model, new_head=reset_head)
 
 
 def _trainer(
@@ -144,7 +137,7 @@ def _finish(
     info: ModelInfo,
     *,
     before: Model | None = None,
-    calibrate: bool = True,
+    new_head: bool = True,
 ) -> tuple[Model, pd.DataFrame]:
     """Train, calibrate and measure; what was measured `before` is kept."""
     history = trainer.fit()
@@ -155,8 +148,8 @@ def _finish(
         measured = _either(measured, before.info.batch_measured)
     model = Model(trainer.network, replace(info, batch_measured=measured))
     held_out = _subset(data, trainer.held_out)
-    if held_out is not None and calibrate and info.labels_key is not None:
-        _calibrate(model, held_out)
+    if held_out is not None and new_head and info.labels_key is not None:
+        calibrate(model, held_out)
     if before is not None:
         model.accuracy = dict(before.accuracy)
     elif held_out is not None:
@@ -181,62 +174,6 @@ def _measured(data: Dataset, cells: np.ndarray, n_batches: int) -> tuple[tuple[b
 
 
 def _subset(data: Dataset, cells: np.ndarray) -> Dataset | None:
-    if len(cells) < _FEW_CELLS:
+    if len(cells) < FEW_CELLS:
         return None
     return data.subset(cells)
-
-
-def _calibrate(model: Model, held_out: Dataset) -> None:
-    """Set the temperature, 1/3 to 3, to the likeliest for held-out labels (Guo et al. 2017)."""
-    labelled = (held_out.labels >= 0) & held_out.observed.any(1)
-    if int(labelled.sum()) < _FEW_CELLS:
-        return
-    logits = torch.from_numpy(model.encode(held_out).logits[labelled]).double()
-    labels = torch.from_numpy(held_out.labels[labelled])
-
-    def loss(log_temperature: float) -> float:
-        return float(F.cross_entropy(logits / np.exp(log_temperature), labels))
-
-    found = minimize_scalar(loss, bounds=(-np.log(3), np.log(3)), method="bounded")
-    model.network.temperature.fill_(float(np.exp(found.x)))
-
-
-def expected_accuracy(model: Model, held_out: Dataset) -> dict[str, np.ndarray]:
-    """Held-out Pearson r per feature of every modality from each other, and from all others.
-
-    Returns
-    -------
-    By ``"<target>_from_<sources>"`` a float32 array, 2 x target features: overall, and within
-    groups (true labels where given, else the head's). NaN where fewer than 20 cells have source and
-    target, or a feature does not vary.
-    """
-    logits = np.nan_to_num(model.encode(held_out).logits, nan=-np.inf)
-    groups = np.where(held_out.labels >= 0, held_out.labels, logits.argmax(1))
-    predictions = [(tuple(sources), target) for sources, target in model.info.predictions()]
-    fused = {
-        sources: model.encode(held_out, modalities=sources).fused
-        for sources in dict.fromkeys(sources for sources, _ in predictions)
-    }
-    return {
-        Keys(DEFAULT_STEM).predicted(sources, target): _accuracy(
-            model, held_out, groups, fused[sources], target
-        )
-        for sources, target in predictions
-    }
-
-
-def _accuracy(
-    model: Model, held_out: Dataset, groups: np.ndarray, fused: np.ndarray, target: str
-) -> np.ndarray:
-    """Accuracy of one prediction, from fused codes; only blocks of cells are ever dense."""
-    m = model.modality_index(target, "target")
-    source = held_out.sources[m]
-    cells = np.flatnonzero(held_out.observed[:, m] & ~np.isnan(fused).any(1))
-    n_features = len(source.spec.features)
-    if len(cells) < _FEW_CELLS:
-        return np.full((2, n_features), np.nan, np.float32)
-    r = Correlation(n_features, len(model.info.groups))
-    for start in range(0, len(cells), _ACCURACY_CELLS):
-        block = cells[start : start + _ACCURACY_CELLS]
-        r.add(source.take(block), model.decode(fused[block], target), groups[block])
-    return np.stack([r.overall(), r.within()]).astype(np.float32)

@@ -59,7 +59,8 @@ class Model:
         Settings and names.
     accuracy
         Expected accuracy of predictions: by ``"<target>_from_<sources>"`` a float32 array
-        (2 x target features) of held-out Pearson r, overall and within groups; NaN where unknown.
+        (4 x target features) from held-out cells: Pearson r, overall and within groups, and the
+        5 % and 95 % quantiles of the error; NaN where unknown.
 
     Examples
     --------

@@ -90,7 +90,7 @@ def _check_accuracy(accuracy: Mapping[str, Tensor], info: ModelInfo) -> None:
     """Refuse accuracies that are not those of the model's predictions."""
     n_features = {spec.name: len(spec.features) for spec in info.modalities}
     shapes = {
-        Keys(DEFAULT_STEM).predicted(sources, target): (2, n_features[target])
+        Keys(DEFAULT_STEM).predicted(sources, target): (4, n_features[target])
         for sources, target in info.predictions()
     }
     for name, value in accuracy.items():

@@ -16,6 +16,9 @@ from . import _compat
 from ._keys import DEFAULT_STEM, PREDICTED_MARK, UNKNOWN, Keys
 from ._model import Encoded, Model
 
+#: Columns of a predicted modality, in the order of a model's `accuracy`.
+ACCURACY = ("expected_r", "expected_r_within_groups", "error_q05", "error_q95")
+
 
 @contextmanager
 def writing(mdata: MuData) -> Iterator[MuData]:
@@ -126,10 +129,10 @@ def write_prediction(
     cells = ~np.isnan(values).any(1)
     features = np.asarray(model.info.modalities[model.modality_index(target, "target")].features)
     in_order = [modality for modality in model.modality_names if modality in source]
-    nothing = np.full((2, len(features)), np.nan, np.float32)
+    nothing = np.full((len(ACCURACY), len(features)), np.nan, np.float32)
     accuracy = model.accuracy.get(Keys(DEFAULT_STEM).predicted(in_order, target), nothing)
     var = pd.DataFrame(
-        {"feature": features, "expected_r": accuracy[0], "expected_r_within_groups": accuracy[1]},
+        {"feature": features, **dict(zip(ACCURACY, accuracy, strict=True))},
         index=[f"{name}:{feature}" for feature in features],
     )
     predicted = AnnData(values[cells], obs=pd.DataFrame(index=mdata.obs_names[cells]), var=var)

@@ -56,8 +56,10 @@ def predict_modality(
         (probabilities where it is binary). ``.var_names`` are
         ``"<target>_from_<source>:<feature>"``; ``.var["feature"]`` has the plain name,
         ``.var["expected_r"]`` and ``.var["expected_r_within_groups"]`` the Pearson r on held-out
-        cells of the training data (NaN where it was not measured). Embeddings of `mdata` are copied
-        into its ``.obsm``. ``.uns["unitednet_prediction"]`` marks it; it is never trained on.
+        cells of the training data. ``.var["error_q05"]`` and ``.var["error_q95"]``, added to the
+        prediction, bound an interval that nine of ten measurements fall into, over cells like the
+        held-out ones (split conformal prediction). All four NaN where not measured. Embeddings of
+        `mdata` are copied into its ``.obsm``. ``.uns["unitednet_prediction"]`` marks it; it is never trained on.
     ``.uns["unitednet"]["version"]`` : str
         Version of this package; marks the stem as its own.
 
