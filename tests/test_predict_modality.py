@@ -155,9 +155,7 @@ def test_expected_accuracy_is_found_in_blocks(
             cells = np.flatnonzero(data.observed[:, m] & ~np.isnan(predicted).any(1))
             measured = mdata.mod[target][mdata.obs_names[cells]].X
             error = np.sort(measured - predicted[cells], axis=0)
-            beyond = int(
-                0.05 * (len(cells) + 1)
-            )  # so many errors lie below, and above, the interval
+            beyond = int(0.05 * (len(cells) + 1))  # so many errors lie on each side
             expected[f"{target}_from_{'+'.join(sources)}"] = (
                 un.metrics.pearson_per_feature(measured, predicted[cells]),
                 un.metrics.pearson_within_groups(measured, predicted[cells], groups[cells]),

@@ -1,4 +1,4 @@
-"""What held-out cells tell of a model: how confident it may be, and what to expect of predictions."""
+"""What held-out cells tell of a model: how confident it may be, how good its predictions are."""
 
 from __future__ import annotations
 

@@ -59,7 +59,8 @@ def predict_modality(
         cells of the training data. ``.var["error_q05"]`` and ``.var["error_q95"]``, added to the
         prediction, bound an interval that nine of ten measurements fall into, over cells like the
         held-out ones (split conformal prediction). All four NaN where not measured. Embeddings of
-        `mdata` are copied into its ``.obsm``. ``.uns["unitednet_prediction"]`` marks it; it is never trained on.
+        `mdata` are copied into its ``.obsm``. ``.uns["unitednet_prediction"]`` marks it; it is
+        never trained on.
     ``.uns["unitednet"]["version"]`` : str
         Version of this package; marks the stem as its own.
 
