@@ -20,8 +20,10 @@ from unitednet_mu._config import NetworkConfig, TrainingConfig
 
 sys.path.insert(0, str(Path(__file__).parent / "benchmarks"))
 
+import _denoise
 import _peers
 import _prepare
+import _run
 import _scorers
 import _splits
 import _table
@@ -147,7 +149,7 @@ def test_what_is_missing_is_said(
     data: _prepare.Prepared, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(_peers.importlib.util, "find_spec", lambda name: None)
-    run = _tasks.Run(data, 0, methods=("mofa", "totalvi"))
+    run = _run.Run(data, 0, methods=("mofa", "totalvi"))
     assert not list(_tasks.groups(run)) and not list(_tasks.batches(run))
     said = capsys.readouterr().err
     for package in ("mofapy2", "scvi-tools", "scib-metrics"):
@@ -281,3 +283,29 @@ def test_differences_to_the_defaults() -> None:
     alone = ablation.summarise(values[values["seed"] == 0], "set")
     assert np.isnan(alone["error"]).all()
     assert "-0.100" in ablation.printed(alone)
+
+
+def test_halves_share_out_every_molecule(data: _prepare.Prepared) -> None:
+    one, two = _denoise.halves(data, ["rna"], 0)
+    parts = [half.modalities["rna"].layers[_prepare.COUNTS].toarray() for half in (one, two)]
+    whole = data.modalities["rna"].layers[_prepare.COUNTS].toarray()
+    np.testing.assert_array_equal(parts[0] + parts[1], whole)
+    for part in parts:
+        assert part.sum() / whole.sum() == pytest.approx(0.5, abs=0.02)
+    # given the whole, the halves' noise is opposed; across molecules it is independent
+    assert abs(np.corrcoef(*[(part - whole / 2).ravel() for part in parts])[0, 1] + 1) < 1e-6
+    np.testing.assert_array_equal(one.values("ephys"), data.values("ephys"))
+    assert one.values("rna").max() < whole.max()  # prepared, not counts
+
+
+def test_denoise(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    methods = ["unitednet", "pca", "knn"]
+    table = accuracy.main([str(path), *QUICK, "--tasks", "denoise", "--methods", *methods])
+    value = table.set_index(["task", "metric", "method"])["median"].sort_index()
+    found = value["denoised rna", "mean r"]
+    assert set(found.index) == {
+        *("unitednet_mu", "as measured", "PCA of rna", "mean of neighbours, PCA side by side"),
+    }
+    assert set(table["task"]) == {"denoised rna"}  # ephys has no counts
+    # the other modality and the neighbours know what noise hides
+    assert found.drop("as measured").min() > found["as measured"] > 0.1

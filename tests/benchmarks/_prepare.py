@@ -215,6 +215,15 @@ def _prepare(modalities: dict[str, AnnData], kinds: dict[str, Kind]) -> dict[str
     return dict(mdata.mod)
 
 
+def prepared_again(
+    modalities: dict[str, AnnData], kinds: dict[str, Kind], counted: list[str]
+) -> dict[str, AnnData]:
+    """Prepare modalities of which those `counted` hold new counts in ``.X``."""
+    for name in counted:
+        del modalities[name].layers[COUNTS]
+    return _prepare(modalities, kinds)
+
+
 def _subsample(labels: np.ndarray, n: int) -> np.ndarray:
     """Positions of `n` cells, in order; of every label its share, the same cells at every call."""
     rng = np.random.default_rng(0)

@@ -3,62 +3,30 @@
 from __future__ import annotations
 
 import importlib.util
-import sys
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import partial
 from time import perf_counter
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from _ours import ADAPTED, OURS, OWN_GROUPS, Settings, supervised, transferred, unsupervised
+from _denoise import denoise
+from _ours import ADAPTED, OURS, OWN_GROUPS, supervised, transferred, unsupervised
 from _peers import EMBEDDINGS, LOGISTIC, PREDICTORS, logistic, missing
 from _prepare import Prepared
+from _run import Run, prediction_scores
 from _scorers import Labelled, agreement, auroc, auroc_of_unknown
 from _splits import N_FOLDS, by_batch, few_members, folds
 from _table import Score, mean_of
-from mudata import MuData
 from sklearn.model_selection import StratifiedKFold, cross_val_predict
 from sklearn.neighbors import KNeighborsClassifier
 
 import unitednet_mu as un
 from unitednet_mu._demo import leiden_groups, neighbour_graph
 
-METHODS = ("unitednet", "adaptation", *EMBEDDINGS, *PREDICTORS, "logistic")
 _LARGEST_TYPES = 8
 _FEWEST_CELLS = 10  # of a type to leave out
 _NEIGHBOURS = 15
-
-
-@dataclass(frozen=True)
-class Run:
-    """A set, a seed, and which methods are to be measured how."""
-
-    data: Prepared
-    seed: int
-    settings: Settings = field(default_factory=Settings)
-    methods: tuple[str, ...] = METHODS
-    tasks: tuple[str, ...] = ()
-
-    @cached_property
-    def integrated(self) -> MuData:
-        """All cells, embedded and grouped by this package without labels or batches."""
-        start = perf_counter()
-        mdata = unsupervised(self.data, np.arange(len(self.data)), self.seed, self.settings)
-        un.tl.integrate(mdata, device=self.settings.device)
-        self.say(f"{OURS}, fit without labels on {len(self.data)} cells", start)
-        return mdata
-
-    def score(self, task: str, metric: str, method: str, scorer: Any, n: int, **how: Any) -> Score:
-        """Return a score of this run."""
-        ours = method.startswith(OURS)
-        return Score(task, metric, method, self.seed, scorer, n, **{"ours": ours, **how})
-
-    def say(self, text: str, since: float | None = None) -> None:
-        """Print progress to the standard error."""
-        took = "" if since is None else f", {perf_counter() - since:.1f} s"
-        print(f"{self.data.name}, seed {self.seed}: {text}{took}", file=sys.stderr, flush=True)
 
 
 # ------------------------------------------------------------------ groups
@@ -130,7 +98,7 @@ def predict(run: Run) -> Iterator[Score]:
     for source, target in data.directions:
         start = perf_counter()
         true = data.values(target, test)
-        score = partial(_prediction, run, f"{source} to {target}", true, data.labels[test])
+        score = partial(prediction_scores, run, f"{source} to {target}", true, data.labels[test])
         if model is not None:
             yield from score(OURS, model.predict(query, source, target))
         x, y = data.values(source, train), data.values(target, train)
@@ -139,22 +107,6 @@ def predict(run: Run) -> Iterator[Score]:
                 fitted = fit(x, y, data.labels[train], run.seed)
                 yield from score(method, fitted.predict(data.values(source, test)))
         run.say(f"prediction, {source} to {target}, peers", start)
-
-
-def _prediction(
-    run: Run, direction: str, true: np.ndarray, labels: np.ndarray, method: str, found: np.ndarray
-) -> Iterator[Score]:
-    """Scores over features; a constant prediction of a feature that varies counts as r = 0."""
-    within = partial(un.metrics.pearson_within_groups, groups=labels)
-    for metric, measure, constant in (
-        ("mean r", un.metrics.pearson_per_feature, 0.0),
-        ("mean r within groups", within, 0.0),
-        ("mean R2", un.metrics.r2_per_feature, np.nan),
-    ):
-        values = measure(true, found)
-        varies = ~np.isnan(measure(true, true))
-        values = np.where(np.isnan(values) & varies, constant, values)
-        yield run.score(direction, metric, method, mean_of(values), len(values))
 
 
 # ------------------------------------------------------------------ labels
@@ -278,6 +230,7 @@ def _scib(data: Prepared, embedding: np.ndarray, seed: int) -> dict[str, float]:
 TASKS: Mapping[str, Callable[[Run], Iterator[Score]]] = {
     "groups": groups,
     "predict": predict,
+    "denoise": denoise,
     "transfer": transfer,
     "confidence": transfer,
     "unknown": unknown,

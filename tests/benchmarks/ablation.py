@@ -19,7 +19,8 @@ import numpy as np
 import pandas as pd
 from _ours import Settings
 from _prepare import Prepared, read
-from _tasks import TASKS, Run
+from _run import Run
+from _tasks import TASKS
 
 DEFAULT = "defaults"
 

@@ -18,8 +18,9 @@ from pathlib import Path
 import pandas as pd
 from _ours import Settings
 from _prepare import read
+from _run import METHODS, Run
 from _table import N_RESAMPLES, Score, printed, summarise
-from _tasks import METHODS, TASKS, Run
+from _tasks import TASKS
 
 
 def main(arguments: Sequence[str] | None = None) -> pd.DataFrame:
