@@ -21,6 +21,7 @@ from unitednet_mu._config import NetworkConfig, TrainingConfig
 sys.path.insert(0, str(Path(__file__).parent / "benchmarks"))
 
 import _denoise
+import _original
 import _peers
 import _prepare
 import _run
@@ -309,3 +310,72 @@ def test_denoise(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert set(table["task"]) == {"denoised rna"}  # ephys has no counts
     # the other modality and the neighbours know what noise hides
     assert found.drop("as measured").min() > found["as measured"] > 0.1
+
+
+_STAND_IN = """
+import torch
+
+from src.configs import *
+
+
+class Module(torch.nn.Module):
+    def __init__(self, config):
+        super().__init__()
+        self.sizes = [part["input"] for part in config["encoders"]]
+        assert [part["output"] for part in config["decoders"]] == self.sizes
+        self.n_groups = config["clusters"]["output"]
+        self.level = torch.rand(1).item()
+
+    def forward(self, modalities):
+        n = len(modalities[0])
+        decoded = [
+            [modality.mean(1, keepdim=True).expand(n, size).numpy() for modality in modalities]
+            for size in self.sizes
+        ]
+        groups = (torch.arange(n) % self.n_groups).numpy()
+        return decoded, groups, torch.cat(modalities, 1).numpy()
+
+
+class UnitedNet:
+    def __init__(self, save_path=None, device="cpu", technique=patchseq_config):
+        self.model, self.steps = Module(technique), []
+
+    def train(self, cells):
+        assert all("label" not in modality.obs for modality in cells)
+        self.model.train()
+
+    def finetune(self, cells):
+        self.model.tuned = True
+"""
+
+
+def test_the_original_is_run_from_a_checkout(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rng: np.random.Generator
+) -> None:
+    """A stand-in with its interface: what is handed over, and what is made of its answers."""
+    with pytest.raises(FileNotFoundError, match="--original: expected a checkout"):
+        _original.fit_original(tmp_path, {}, 2, 0)
+    source = tmp_path / "src"
+    (source / "configs").mkdir(parents=True)
+    (source / "configs" / "__init__.py").write_text("raise RuntimeError('Windows only')\n")
+    layer = {"input": 1, "output": 1}
+    parts = {part: [dict(layer)] for part in ("encoders", "decoders", "discriminators")}
+    (source / "configs" / "patchseq.py").write_text(
+        f"patchseq_config = {parts | {'clusters': dict(layer)}!r}\n"
+    )
+    (source / "interface.py").write_text(_STAND_IN)
+    for name in ("src", "src.configs", "src.interface"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    values = {"rna": rng.normal(3, 2, (40, 5)), "adt": rng.normal(-1, 4, (40, 2))}
+    fits = [_original.fit_original(tmp_path, values, 3, seed) for seed in (0, 0, 1)]
+    assert fits[0].module.tuned and not fits[0].module.training
+    levels = [fit.module.level for fit in fits]
+    assert levels[0] == levels[1] != levels[2]
+    groups, codes = fits[0].identify(values)
+    assert set(groups) == {0, 1, 2} and codes.shape == (40, 7)
+    found = fits[0].predict(values["rna"], "rna", "adt")
+    standardised = (values["rna"] - values["rna"].mean(0)) / values["rna"].std(0)
+    expected = standardised.mean(1)[:, None] * values["adt"].std(0) + values["adt"].mean(0)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    for name in ("src", "src.configs", "src.interface"):
+        sys.modules.pop(name, None)

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property, partial
+from pathlib import Path
 from time import perf_counter
 from typing import Any
 
@@ -30,6 +31,7 @@ class Run:
     settings: Settings = field(default_factory=Settings)
     methods: tuple[str, ...] = METHODS
     tasks: tuple[str, ...] = ()
+    original: Path | None = None
 
     @cached_property
     def integrated(self) -> MuData:

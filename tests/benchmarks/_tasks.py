@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from _denoise import denoise
+from _original import ORIGINAL, fit_original
 from _ours import ADAPTED, OURS, OWN_GROUPS, supervised, transferred, unsupervised
 from _peers import EMBEDDINGS, LOGISTIC, PREDICTORS, logistic, missing
 from _prepare import Prepared
@@ -57,6 +58,16 @@ def groups(run: Run) -> Iterator[Score]:
                 yield _neighbour_accuracy(run, found.method, found.coordinates)
             yield from _leiden(run, f"{found.method}, Leiden", graph)
         run.say(f"groups, {name}", start)
+    if run.original is not None:
+        start = perf_counter()
+        values = {name: data.values(name) for name in data.modalities}
+        original = fit_original(run.original, values, data.n_groups, run.seed)
+        own, embedding = original.identify(values)
+        yield from _agreement(run, f"{ORIGINAL}, its own groups", own)
+        graph = neighbour_graph(embedding, random_state=run.seed)
+        yield from _leiden(run, f"{ORIGINAL}, Leiden", graph)
+        yield _neighbour_accuracy(run, ORIGINAL, embedding)
+        run.say(f"groups, {ORIGINAL}", start)
 
 
 def _leiden(run: Run, method: str, graph: Any) -> Iterator[Score]:
@@ -95,12 +106,20 @@ def predict(run: Run) -> Iterator[Score]:
         model = un.get.model(unsupervised(data, train, run.seed, run.settings))
         query = data.part(test)
         run.say(f"prediction, {OURS}", start)
+    if run.original is not None:
+        start = perf_counter()
+        values = {name: data.values(name, train) for name in data.modalities}
+        original = fit_original(run.original, values, data.n_groups, run.seed)
+        run.say(f"prediction, {ORIGINAL}", start)
     for source, target in data.directions:
         start = perf_counter()
         true = data.values(target, test)
         score = partial(prediction_scores, run, f"{source} to {target}", true, data.labels[test])
         if model is not None:
             yield from score(OURS, model.predict(query, source, target))
+        if run.original is not None:
+            found = original.predict(data.values(source, test), source, target)
+            yield from score(ORIGINAL, found)
         x, y = data.values(source, train), data.values(target, train)
         for name, (method, fit) in PREDICTORS.items():
             if name in run.methods:

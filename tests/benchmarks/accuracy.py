@@ -44,7 +44,8 @@ def main(arguments: Sequence[str] | None = None) -> pd.DataFrame:
         print(f"{data.name}\n  " + "\n  ".join(notes), flush=True)
         scores: list[Score] = []
         for seed in chosen.seeds:
-            run = Run(data, seed, settings, tuple(chosen.methods), tuple(chosen.tasks))
+            methods, tasks = tuple(chosen.methods), tuple(chosen.tasks)
+            run = Run(data, seed, settings, methods, tasks, chosen.original)
             for measure in dict.fromkeys(TASKS[task] for task in chosen.tasks):
                 scores.extend(measure(run))
         tables.append(summarise(scores, data.name, chosen.resamples))
@@ -69,6 +70,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--network", type=json.loads, default={}, help="overrides, as JSON")
     parser.add_argument("--training", type=json.loads, default={}, help="overrides, as JSON")
     parser.add_argument("--device", default="auto")
+    parser.add_argument(
+        "--original", type=Path, help="checkout of the original UnitedNet, to run beside the others"
+    )
     parser.add_argument("--resamples", type=int, default=N_RESAMPLES, help="of the bootstrap")
     parser.add_argument("--out", type=Path, help="CSV file for the table")
     return parser
