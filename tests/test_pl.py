@@ -423,6 +423,19 @@ def test_prediction_features_layer_and_measured(predicted: md.MuData) -> None:
         assert np.allclose(scattered(ax)[:, 0], np.sort(elsewhere.to_df()["b"]))
 
 
+def test_prediction_with_intervals(predicted: md.MuData) -> None:
+    """Dotted lines: a point on one was measured at its prediction plus that error."""
+    adata = predicted["adt_from_rna"]
+    adata.var["error_q05"] = [-1.0, np.nan, -0.5, -0.25]
+    adata.var["error_q95"] = [2.0, np.nan, 0.5, 0.75]
+    axes = pl.prediction(predicted, source="rna", target="adt", features=["a", "b"])
+    dotted = [[line for line in ax.lines if line.get_linestyle() == ":"] for ax in axes]
+    assert [line.get_xy1() for line in dotted[0]] == [(0, 0.5), (0, -0.5)]
+    assert not dotted[1]  # unknown
+    ax = pl.prediction(predicted, source="rna", target="adt", features="a", layer="doubled")[0]
+    assert not any(line.get_linestyle() == ":" for line in ax.lines)
+
+
 def test_prediction_without_expected_accuracy(predicted: md.MuData) -> None:
     adata = predicted["adt_from_rna"]
     adata.var["expected_r"] = np.nan

@@ -84,6 +84,15 @@ def _score(predicted: AnnData) -> NDArray[Any]:
     return spread
 
 
+def intervals(predicted: AnnData) -> dict[str, tuple[float, float]]:
+    """Return by feature what bounds nine of ten errors, for the features where it is known."""
+    bounds = ("error_q05", "error_q95")
+    if not set(bounds) <= set(predicted.var):
+        return {}
+    table = predicted.var[list(bounds)].astype(float).set_axis(_plain_names(predicted)).dropna()
+    return {str(name): (float(low), float(high)) for name, low, high in table.itertuples()}
+
+
 def paired_values(
     predicted: AnnData, truth: AnnData, features: list[str], layer: str | None
 ) -> tuple[pd.DataFrame, pd.DataFrame]:

@@ -16,7 +16,7 @@ from .._keys import DEFAULT_STEM
 from ..get._cross_relevance import source_names
 from ..get._slots import check_n_top
 from ._columns import text_column
-from ._pairs import choose_features, find_measured, find_prediction, paired_values
+from ._pairs import choose_features, find_measured, find_prediction, intervals, paired_values
 from ._style import (
     CATEGORIES,
     LABEL,
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 #: Groups with fewer cells than this give no correlation of their own.
 SMALLEST_GROUP = 10
 N_COLUMNS = 3
+_GUIDE = "#777777"
 
 
 def prediction(
@@ -53,7 +54,9 @@ def prediction(
 
     Cells that have both are drawn, matched by name; whether the model saw them in training is for
     the caller to choose. With `groupby`, the mean r within groups (of 10 cells or more) stands
-    beside the overall one. The dashed line is equality.
+    beside the overall one. The dashed line is equality; nine of ten measurements are expected
+    between the dotted ones (`.var["error_q05"]`, `.var["error_q95"]`; drawn without `layer`, whose
+    units may differ).
 
     Parameters
     ----------
@@ -110,8 +113,11 @@ def prediction(
     figure, axes = new_figure(
         len(chosen), panel=(2.0, 2.25), n_columns=N_COLUMNS, layout="compressed"
     )
+    bounds = intervals(predicted) if layer is None else {}
     for ax, feature in zip(axes, chosen, strict=True):
         _draw(ax, feature, x[feature].to_numpy(), y[feature].to_numpy(), groups, colours)
+        for error in bounds.get(feature, ()):  # measured = predicted + error
+            ax.axline((0, -error), slope=1, color=_GUIDE, linestyle=":", linewidth=0.8, zorder=0)
     for ax in axes[-N_COLUMNS:]:
         ax.set_xlabel("measured", fontsize=LABEL)
     for ax in axes[::N_COLUMNS]:
@@ -137,7 +143,7 @@ def _draw(
     area = float(np.clip(4000 / max(len(x), 1), 2, 14))
     ax.scatter(x, y, s=area, c=shades, alpha=0.7, linewidths=0, rasterized=True)
     low, high = _range(x, y)
-    ax.plot([low, high], [low, high], color="#777777", linestyle="--", linewidth=0.8, zorder=0)
+    ax.plot([low, high], [low, high], color=_GUIDE, linestyle="--", linewidth=0.8, zorder=0)
     ax.set(xlim=(low, high), ylim=(low, high))
     ax.set_aspect("equal")
     ax.locator_params(nbins=4)
