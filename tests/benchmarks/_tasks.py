@@ -116,7 +116,9 @@ def predict(run: Run) -> Iterator[Score]:
         true = data.values(target, test)
         score = partial(prediction_scores, run, f"{source} to {target}", true, data.labels[test])
         if model is not None:
-            yield from score(OURS, model.predict(query, source, target))
+            found = model.predict(query, source, target)
+            yield from score(OURS, found)
+            yield from _coverage(run, f"{source} to {target}", model, true - found)
         if run.original is not None:
             found = original.predict(data.values(source, test), source, target)
             yield from score(ORIGINAL, found)
@@ -126,6 +128,20 @@ def predict(run: Run) -> Iterator[Score]:
                 fitted = fit(x, y, data.labels[train], run.seed)
                 yield from score(method, fitted.predict(data.values(source, test)))
         run.say(f"prediction, {source} to {target}, peers", start)
+
+
+def _coverage(run: Run, direction: str, model: Any, errors: np.ndarray) -> Iterator[Score]:
+    """Share of measurements inside the intervals that are to hold nine of ten, where there are any.
+
+    A row of this package's own: peers give no intervals.
+    """
+    source, target = direction.split(" to ")
+    accuracy = model.accuracy.get(f"{target}_from_{source}")
+    if accuracy is None or np.isnan(accuracy[2:]).all():
+        return
+    low, high = accuracy[2:]
+    inside = ((errors >= low) & (errors <= high)).mean(0)
+    yield run.score(direction, "in 90 % intervals", OURS, mean_of(inside), len(inside))
 
 
 # ------------------------------------------------------------------ labels
