@@ -143,9 +143,7 @@ def write_prediction(
             embedding = mdata.obsm[key]
             if key not in mdata.mod and getattr(embedding, "ndim", 0) == 2:
                 predicted.obsm[key] = embedding[cells]
-        with _compat.quiet_update():
-            mdata.mod[name] = predicted
-            mdata.update()
+        _compat.add_modality(mdata, name, predicted)
         _store(mdata, keys, {"version": _version()})
 
 
