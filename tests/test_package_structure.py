@@ -41,6 +41,7 @@ LAYERS = (
     ("_deeplift_input",),
     ("_explain",),
     ("_explain_cross",),
+    ("_explain_cells",),
     ("_sample",),
     ("_results",),
     ("metrics", "datasets", "pp"),
@@ -311,6 +312,7 @@ def test_the_network_never_sees_a_mudata() -> None:
         "_deeplift_input",
         "_explain",
         "_explain_cross",
+        "_explain_cells",
     ):
         tree = ast.parse((ROOT / f"{name}.py").read_text("utf-8"))
         assert not {"mudata", "anndata"} & set(imports(tree, ["unitednet_mu"]))
