@@ -13,6 +13,7 @@ from torch import nn
 from unitednet_mu import _deeplift, _deeplift_input, _explain, _explain_cross
 from unitednet_mu._config import NetworkConfig
 from unitednet_mu._explain import ExplainSample, group_relevance
+from unitednet_mu._explain_cells import cell_cross_relevance, cell_group_relevance
 from unitednet_mu._explain_cross import cross_relevance
 from unitednet_mu._network import ModalityShape, UnitedNetwork
 
@@ -174,6 +175,27 @@ def test_equals_shap(config):
     scale = network.standardisers[1].scale.numpy()
     check_cross(network, 0, 1, cells, background, scale)
     check_groups(network, cells, background)
+
+
+@pytest.mark.parametrize("as_sparse", [False, True])
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda c: c["activation"])
+def test_single_cells_equal_shap(config, as_sparse):
+    """Every cell's attributions to every output, one of its group or not; stored in float32."""
+    network = make_network(**config)
+    cells = make_sample(network, 7, 1, as_sparse=as_sparse)
+    background = make_sample(network, 5, 2)
+    x = [v.toarray() if as_sparse else v for v in cells.x]
+    groups = [2, 0, 1]
+    found = cell_group_relevance(network, cells, background, groups)
+    for m, expected in enumerate(by_shap(Groups(network, [0, 1]), x, background.x)):
+        equal(found.attributions[m], expected[:, :, groups], 1e-6)
+    scale = network.standardisers[1].scale.numpy()
+    expected = by_shap(Cross(network, 0, 1), x[:1], background.x[:1])[0] * scale
+    for targets in ([4], [5, 0, 1, 2, 3, 4]):
+        found = cell_cross_relevance(network, 0, 1, cells, background, targets)
+        equal(found.attributions[0], expected[:, :, targets], 1e-6)
+        assert found.base_values.shape == (7, len(targets))
+        assert found.gap < EXACT
 
 
 def test_probabilities_equal_shap_through_exp_and_reciprocal(monkeypatch):
@@ -409,7 +431,7 @@ def test_through_the_code_or_around_it(linear_path, as_sparse, monkeypatch):
 
     def around(side, values, inner, outer):
         called.append(True)
-        return side.attributions(values, _explain_cross._multiplied(inner, outer))
+        return side.attributions(values, _explain_cross.multiplied_out(inner, outer))
 
     monkeypatch.setattr(_deeplift_input.InputSide, "attributions_through", around)
     other = cross_relevance(network, 0, 1, cells, background, top_k=None)

@@ -294,7 +294,7 @@ def test_relevance_in_full(fitted_mosaic: MuData) -> None:
     )
     relevance = fitted_mosaic.uns[STEM]["relevance"]
     assert set(relevance) == {"groups", "params", "modalities"}
-    common = {"cells", "background", "groupby", "random_state", "gap", "n_cells"}
+    common = {"cells", "cell_groups", "background", "groupby", "random_state", "gap", "n_cells"}
     assert set(relevance["params"]) == common | {"output"}
     for name, block in relevance["modalities"].items():
         assert set(block) == {"features", "signed", "absolute"}
@@ -307,3 +307,29 @@ def test_relevance_in_full(fitted_mosaic: MuData) -> None:
     for kind in ("signed", "absolute"):
         assert list(cross[kind]) == ["0", "1", "2"]
         assert all(matrix.dtype == np.float32 for matrix in cross[kind].values())
+
+
+def test_attributions_of_single_cells_in_full(fitted_mosaic: MuData) -> None:
+    few = {"n_cells": 3, "n_background": 3, "progress": False}
+    un.tl.explain(fitted_mosaic, per_cell=True, **few)
+    un.tl.explain(fitted_mosaic, source="rna", target="adt", per_cell=["adt_1", "adt_0"], **few)
+    stored = fitted_mosaic.uns[STEM]
+    pair = stored["cross_relevance"]["adt_from_rna"]
+    for entry, outputs, modalities in (
+        (stored["relevance"], ["group0", "group1", "group2"], ["rna", "adt"]),
+        (pair, ["adt_1", "adt_0"], ["rna"]),
+    ):
+        found = entry["per_cell"]
+        assert set(found) == {"outputs", "base_values", "gap", "modalities"}
+        assert found["outputs"].tolist() == outputs
+        cells = entry["params"]["cells"]
+        assert found["base_values"].shape == (len(cells), len(outputs))
+        assert found["base_values"].dtype == np.float32
+        assert list(found["modalities"]) == modalities
+        for name, block in found["modalities"].items():
+            adata = fitted_mosaic.mod[name]
+            assert set(block) == {"cells", "values", "data"}
+            assert block["cells"].tolist() == [c for c in cells if c in adata.obs_names]
+            assert block["values"].shape == (len(block["cells"]), adata.n_vars, len(outputs))
+            assert block["values"].dtype == np.float32
+            np.testing.assert_array_equal(block["data"], adata[block["cells"]].X)

@@ -68,6 +68,41 @@ def make_real(mdata: MuData) -> None:
             adata._init_as_actual(adata.copy())
 
 
+def add_modality(mdata: MuData, name: str, adata: AnnData) -> None:
+    """Add a modality whose cells `mdata` has, or replace the one of that name.
+
+    mudata marks cells that are new by NaN in every array of ``.obsm``, there being none as well:
+    integers, as positions in pixels, refuse that. They are put aside meanwhile.
+
+    Raises
+    ------
+    ValueError
+        The cells of `mdata` and of its modalities do not agree, and an array was put aside.
+    """
+    cells = mdata.obs_names
+    aside = {
+        key: value
+        for key, value in mdata.obsm.items()
+        if key != name and key not in mdata.mod and _is_integer(value)
+    }
+    for key in aside:
+        del mdata.obsm[key]
+    with quiet_update():
+        mdata.mod[name] = adata
+        mdata.update()
+    if aside and not mdata.obs_names.equals(cells):
+        raise ValueError(
+            "mdata: expected the cells of its modalities, found others: it was changed. Call "
+            "mdata.update() first."
+        )
+    for key, value in aside.items():
+        mdata.obsm[key] = value
+
+
+def _is_integer(values: Any) -> bool:
+    return hasattr(values, "dtype") and values.dtype.kind in "iu"
+
+
 def import_muon(submodule: str) -> Any:
     """Import ``muon.<submodule>`` without the warnings that importing muon 0.1 gives."""
     with warnings.catch_warnings():

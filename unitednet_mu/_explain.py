@@ -207,7 +207,7 @@ def chunks_of(rows: Rows, pair_size: int, network: UnitedNetwork) -> Iterator[Ro
         yield rows[start : start + size]
 
 
-class _GroupChain:
+class GroupChain:
     """From all modalities that some cells observe (`mask`) to the head's output."""
 
     def __init__(
@@ -342,7 +342,7 @@ def group_relevance(
     ]
     with inference(network):
         for mask in np.unique(cells.observed[cells.observed.any(1)], axis=0):
-            chain = _GroupChain(network, cells, background, mask, output)
+            chain = GroupChain(network, cells, background, mask, output)
             rows = np.flatnonzero((cells.observed == mask).all(1))
             for chunk in chunks_of(rows, chain.pair_size, network):
                 own = torch.as_tensor(groups[chunk], device=like.device)

@@ -40,6 +40,7 @@ from ._network import UnitedNetwork
 
 #: Pairs of features looked up at a time.
 _PAIRS = 2**16
+_ALL = slice(None)
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ class CrossRelevance:
     n_cells: NDArray[np.int64]
 
 
-class _CrossChain:
+class CrossChain:
     """From one modality's input to the last hidden layer of another's decoder."""
 
     def __init__(
@@ -91,19 +92,20 @@ class _CrossChain:
         n_latent = network.config.n_latent
         n_outputs = decoder.wide.in_features - network.n_batches * self.linear_path
         self.weight = decoder.wide.weight[:, :n_outputs].T.contiguous()
-        self.n_latent = n_latent
-        n_hidden, n_features = self.encoder.side.weight.shape
-        # multipliers of all outputs for the whole wide layer, or of both for the code between them
-        self.narrow = n_latent * (n_outputs + n_hidden) < n_outputs * n_hidden
-        block = min(n_features, block_shape(self.codes.device)[0])
-        self._through = int(len(rows) * n_latent * (n_outputs + n_hidden + block))
-        self._multiplied = int(len(rows) * n_outputs * n_hidden)
+        self.n_latent, self.n_outputs = n_latent, int(n_outputs)
+        self.n_hidden: int = self.encoder.side.weight.shape[0]
+        n_features: int = self.encoder.side.weight.shape[1]
+        self._block = min(n_features, block_shape(self.codes.device)[0])
 
-    def pair_size(self, absolute: bool) -> int:
-        """Numbers per cell that live at a time; signed means need the maps multiplied out."""
-        if absolute and self.narrow:
-            return self._through
-        return max(self._through, self._multiplied)
+    def is_narrow(self, n_outputs: int) -> bool:
+        """Whether going through the code takes less than multiplying out, to the wide layer."""
+        return self.n_latent * (n_outputs + self.n_hidden) < n_outputs * self.n_hidden
+
+    def pair_size(self, n_outputs: int, *, through: bool) -> int:
+        """Numbers per cell that live at a time, `through` the code or with maps multiplied out."""
+        widest = max(n_outputs, self.n_outputs)
+        inner = self.n_latent * (widest + self.n_hidden + self._block)
+        return len(self.codes) * (inner if through else max(inner, n_outputs * self.n_hidden))
 
     def _batch(self, rows: Rows) -> Tensor | None:
         if not self.network.n_batches or self.cells.batch is None:
@@ -132,21 +134,41 @@ class _CrossChain:
             outer = torch.cat([outer, one], 3)
         return values, self.encoder.pull(one, cells), outer.to(self.weight.dtype)
 
-    def check(self, rows: Rows, totals: Tensor, gap: Gap) -> None:
-        """Compare attributions summed over features (C x R) with the network's own answers."""
+    def base(self, rows: Rows, gap: Gap) -> Tensor:
+        """Mean output of the background, in the batch of each cell: C x target features."""
         network, batch = self.network, self._batch(rows)
-        codes = network_codes(network, self.source, self.cells, rows)
-        departure = network.decode(self.target, codes, batch)
-        # one mean output of the background for each different batch vector
+        # one mean for each different batch vector
         kinds = np.zeros((len(rows), 1)) if self.cells.batch is None else self.cells.batch[rows]
         _, first, kind = np.unique(kinds, axis=0, return_index=True, return_inverse=True)
-        for i, one in enumerate(first.tolist()):
+        means = []
+        for one in first.tolist():
             as_batch = None if batch is None else batch[one].expand(len(self.codes), -1)
             reference = network.decode(self.target, self.codes, as_batch)
-            departure[np.flatnonzero(kind.ravel() == i)] -= reference.mean(0)
-            gap.depart(reference - reference.mean(0))
+            means.append(reference.mean(0))
+            gap.depart(reference - means[-1])
+        return torch.stack(means)[kind.ravel()]
+
+    def check(
+        self, rows: Rows, totals: Tensor, gap: Gap, chosen: list[int] | slice = _ALL
+    ) -> Tensor:
+        """Compare attributions summed over features with the network's own answers.
+
+        Parameters
+        ----------
+        totals
+            Sums, C x target features, those that are `chosen`.
+
+        Returns
+        -------
+        What they depart from, as `base` gives it, C x target features that are chosen.
+        """
+        codes = network_codes(self.network, self.source, self.cells, rows)
+        predictor = self.network.decode(self.target, codes, self._batch(rows))
+        base = self.base(rows, gap)
+        departure = predictor - base
         gap.depart(departure)
-        gap.add(totals.to(self.weight) @ self.weight, departure)
+        gap.add(totals, departure[:, chosen])
+        return base[:, chosen]
 
 
 def cross_relevance(
@@ -220,12 +242,14 @@ def cross_relevance(
     signed: list[Floats | sparse.csr_matrix] = []
     strength: list[Floats | sparse.csr_matrix] = []
     with inference(network):
-        chain = _CrossChain(network, source, target, cells, background)
+        chain = CrossChain(network, source, target, cells, background)
         sums = _CrossSums(chain, units)
+        through = absolute and chain.is_narrow(chain.n_outputs)  # signed means need the maps
+        pair_size = chain.pair_size(chain.n_outputs, through=through)
         for group in range(n_groups):
             sums.start(absolute)
             mine = observing[groups[observing] == group]
-            for chunk in chunks_of(mine, chain.pair_size(absolute), network):
+            for chunk in chunks_of(mine, pair_size, network):
                 sums.add(chunk, gap)
                 done += len(chunk)
                 if progress is not None:
@@ -236,7 +260,7 @@ def cross_relevance(
     return CrossRelevance(signed, strength if absolute else None, gap.checked(tolerance), n_cells)
 
 
-def _multiplied(inner: Tensor, outer: Tensor) -> Tensor:
+def multiplied_out(inner: Tensor, outer: Tensor) -> Tensor:
     """Multipliers of the wide layer's output for the last hidden layer, C x R x B x H."""
     of_pairs = outer.permute(0, 2, 3, 1) @ inner.transpose(1, 2)
     return of_pairs.transpose(1, 2)
@@ -245,7 +269,7 @@ def _multiplied(inner: Tensor, outer: Tensor) -> Tensor:
 class _CrossSums:
     """Sums over a group's cells: attributions to the last hidden layer, and absolute relevance."""
 
-    def __init__(self, chain: _CrossChain, units: bool) -> None:
+    def __init__(self, chain: CrossChain, units: bool) -> None:
         self.chain, self.weight = chain, chain.weight
         if units and chain.network.shapes[chain.target].likelihood == "gaussian":
             standardiser: Any = chain.network.standardisers[chain.target]
@@ -272,7 +296,7 @@ class _CrossSums:
             totals = self._add_absolute(values, inner, outer, factor, self.absolute)
         self.factor += factor
         self.n_cells += len(rows)
-        self.chain.check(rows, totals, gap)
+        self.chain.check(rows, totals.to(self.chain.weight) @ self.chain.weight, gap)
 
     def _add_signed(
         self, values: Tensor, inner: Tensor, outer: Tensor, factor: Tensor, gap: Gap
@@ -282,7 +306,7 @@ class _CrossSums:
         No single cell's sum is computed here: each cell is checked from the wide layer's output on,
         and the sum over features against the sum of these.
         """
-        side, maps = self.chain.encoder.side, _multiplied(inner, outer)
+        side, maps = self.chain.encoder.side, multiplied_out(inner, outer)
         for features, block in side.summed_attributions(values, maps):
             factor.index_add_(0, features, block.T.to(factor.dtype))
         hidden = (side.hidden(values)[:, None] - side.hidden(side.background)).to(maps.dtype)
@@ -299,8 +323,8 @@ class _CrossSums:
         totals = factor.new_zeros(len(values), factor.shape[1])
         attributions = (
             side.attributions_through(values, inner, outer)
-            if self.chain.narrow
-            else side.attributions(values, _multiplied(inner, outer))
+            if self.chain.is_narrow(self.chain.n_outputs)
+            else side.attributions(values, multiplied_out(inner, outer))
         )
         for features, block in attributions:
             factor.index_add_(0, features, block.sum(0).T.to(factor.dtype))

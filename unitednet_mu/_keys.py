@@ -10,6 +10,8 @@ DEFAULT_STEM = "unitednet"
 UNKNOWN = "unknown"
 #: `.uns` key that marks a modality made by this package, whatever its name: never trained on.
 PREDICTED_MARK = "unitednet_prediction"
+#: `.uns` key that marks a modality computed from others, and says from which; it may be trained on.
+DERIVED_MARK = "unitednet_derived"
 
 
 @dataclass(frozen=True)

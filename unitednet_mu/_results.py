@@ -13,6 +13,8 @@ from mudata import MuData
 from scipy import sparse
 
 from . import _compat
+from ._explain import ExplainSample
+from ._explain_cells import CellRelevance
 from ._keys import DEFAULT_STEM, PREDICTED_MARK, UNKNOWN, Keys
 from ._model import Encoded, Model
 
@@ -146,9 +148,7 @@ def write_prediction(
             embedding = mdata.obsm[key]
             if key not in mdata.mod and getattr(embedding, "ndim", 0) == 2:
                 predicted.obsm[key] = embedding[cells]
-        with _compat.quiet_update():
-            mdata.mod[name] = predicted
-            mdata.update()
+        _compat.add_modality(mdata, name, predicted)
         _store(mdata, keys, {"version": _version()})
 
 
@@ -192,6 +192,28 @@ def _is_stored(mdata: MuData, keys: Keys, model: Mapping[str, Any]) -> bool:
     return str(stored.get("sha256")) == str(model["sha256"])
 
 
+def per_cell_entry(
+    model: Model,
+    outputs: Sequence[str],
+    names: np.ndarray,
+    cells: ExplainSample,
+    relevance: CellRelevance,
+) -> dict[str, Any]:
+    """Attributions of single cells as `.uns` holds them, with the values of these cells."""
+    modalities: dict[str, Any] = {}
+    for m, values in relevance.attributions.items():
+        has, x = cells.observed[:, m], cells.x[m]
+        if x is not None:
+            found = {"cells": names[has], "values": values, "data": x[has]}
+            modalities[model.modality_names[m]] = found
+    return {
+        "outputs": np.asarray(outputs, dtype=str),
+        "base_values": relevance.base_values,
+        "gap": float(relevance.gap),
+        "modalities": modalities,
+    }
+
+
 def write_relevance(
     mdata: MuData,
     keys: Keys,
@@ -199,8 +221,12 @@ def write_relevance(
     signed: Sequence[np.ndarray],
     absolute: Sequence[np.ndarray],
     params: Mapping[str, Any],
+    per_cell: Mapping[str, Any],
 ) -> None:
-    """Write group relevance into ``.uns`` and, where features are variables, ``.varm``."""
+    """Write group relevance into ``.uns`` and, where features are variables, ``.varm``.
+
+    `per_cell` is the entry for attributions of single cells, empty where there are none.
+    """
     modalities: dict[str, Any] = {}
     with writing(mdata):
         for spec, plus, size in zip(model.info.modalities, signed, absolute, strict=True):
@@ -214,7 +240,13 @@ def write_relevance(
                 adata.varm[keys.relevance] = _by_variable(adata, spec.features, plus)
                 adata.varm[keys.relevance_abs] = _by_variable(adata, spec.features, size)
         groups = np.asarray(model.info.groups, dtype=str)
-        entry = {"groups": groups, "params": dict(params), "modalities": modalities}
+        entry: dict[str, Any] = {
+            "groups": groups,
+            "params": dict(params),
+            "modalities": modalities,
+        }
+        if per_cell:
+            entry["per_cell"] = dict(per_cell)
         _store(mdata, keys, {"relevance": entry, "version": _version()})
 
 
@@ -235,10 +267,14 @@ def write_cross_relevance(
     signed: Sequence[Any],
     absolute: Sequence[Any],
     params: Mapping[str, Any],
+    per_cell: Mapping[str, Any],
 ) -> None:
-    """Write cross-modal relevance, one sparse matrix (source x target features) a group."""
+    """Write cross-modal relevance, one sparse matrix (source x target features) a group.
+
+    `per_cell` is the entry for attributions of single cells, empty where there are none.
+    """
     specs = {spec.name: spec for spec in model.info.modalities}
-    entry = {
+    entry: dict[str, Any] = {
         "groups": np.asarray(model.info.groups, dtype=str),
         "source": source,
         "target": target,
@@ -248,6 +284,8 @@ def write_cross_relevance(
         "signed": _by_group(signed),
         "absolute": _by_group(absolute),
     }
+    if per_cell:
+        entry["per_cell"] = dict(per_cell)
     name = Keys(DEFAULT_STEM).predicted([source], target)
     with writing(mdata):
         others = dict(read(mdata, keys).get("cross_relevance", {}))

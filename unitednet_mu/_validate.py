@@ -12,7 +12,7 @@ import pandas as pd
 from anndata import AnnData
 from mudata import MuData
 
-from ._keys import PREDICTED_MARK
+from ._keys import DERIVED_MARK, PREDICTED_MARK
 
 #: So many cells with a value each of its own hold identifiers; fewer may be single examples.
 _FEWEST_IDENTIFIERS = 10
@@ -91,6 +91,13 @@ def _check_unique(names: pd.Index, what: str) -> None:
 def is_predicted(adata: AnnData) -> bool:
     """Whether a modality was made by this package."""
     return PREDICTED_MARK in adata.uns
+
+
+def derived_from(adata: AnnData) -> list[str]:
+    """Names of the modalities that this one was computed from; empty where it was measured."""
+    mark = adata.uns.get(DERIVED_MARK)
+    sources = mark.get("source", []) if isinstance(mark, Mapping) else []
+    return [str(name) for name in np.atleast_1d(sources)]
 
 
 def measured_modalities(mdata: MuData) -> list[str]:

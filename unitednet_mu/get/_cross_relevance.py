@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, Literal, cast, overload
 
 import numpy as np
 import pandas as pd
@@ -13,8 +13,12 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from .._keys import DEFAULT_STEM, Keys
+from ._explanation import build_explanation, check_no_n_top
 from ._ranking import ranked
 from ._slots import check_n_top, choose, command, stored, texts
+
+if TYPE_CHECKING:
+    from shap import Explanation
 
 
 @dataclass(frozen=True)
@@ -59,9 +63,14 @@ def read_cross_relevance(
     ValueError
         None is stored, or not for this pair; the message lists the pairs that are.
     """
+    return _parse(_stored_pair(mdata, source, target, key_added))
+
+
+def _stored_pair(
+    mdata: MuData, source: str | Sequence[str], target: str, key_added: str
+) -> Mapping[str, Any]:
     asked = source if isinstance(source, str) else source_names(source)
-    arguments = ("mdata", f"source={asked!r}", f"target={target!r}")
-    run = command("explain", *arguments, key_added=key_added)
+    run = _command(source, target, key_added)
     found = stored(mdata, "cross_relevance", key_added=key_added, run=run)
     name = _find(found, source_names(source), target)
     if name is None:
@@ -69,7 +78,14 @@ def read_cross_relevance(
             f"no cross_relevance of {target!r} from {asked!r} stored under {key_added!r} "
             f"(there: {', '.join(found)}); run {run} first."
         )
-    return _parse(found[name])
+    pair: Mapping[str, Any] = found[name]
+    return pair
+
+
+def _command(source: str | Sequence[str], target: str, key_added: str, *more: str) -> str:
+    asked = source if isinstance(source, str) else source_names(source)
+    arguments = ("mdata", f"source={asked!r}", f"target={target!r}", *more)
+    return command("explain", *arguments, key_added=key_added)
 
 
 def _find(found: Mapping[str, Any], source: Sequence[str], target: str) -> str | None:
@@ -93,16 +109,46 @@ def _parse(entry: Mapping[str, Any]) -> CrossRelevance:
     return CrossRelevance(groups, *features, signed, absolute)
 
 
+@overload
 def cross_relevance(
     mdata: MuData,
     *,
     source: str | Sequence[str],
     target: str,
+    target_feature: str | Sequence[str] | None = ...,
+    group: str | Sequence[str] | None = ...,
+    n_top: int | None = ...,
+    as_explanation: Literal[False] = ...,
+    key_added: str = ...,
+) -> pd.DataFrame: ...
+
+
+@overload
+def cross_relevance(
+    mdata: MuData,
+    *,
+    source: str | Sequence[str],
+    target: str,
+    target_feature: str | Sequence[str] | None = ...,
+    group: str | Sequence[str] | None = ...,
+    n_top: int | None = ...,
+    as_explanation: Literal[True],
+    key_added: str = ...,
+) -> Explanation: ...
+
+
+def cross_relevance(
+    mdata: MuData,
+    *,
+    source: str | Sequence[str],
+    target: str,
+    target_feature: str | Sequence[str] | None = None,
     group: str | Sequence[str] | None = None,
     n_top: int | None = None,
+    as_explanation: bool = False,
     key_added: str = DEFAULT_STEM,
-) -> pd.DataFrame:
-    """Cross-modal relevance, within groups, as a tidy table.
+) -> pd.DataFrame | Explanation:
+    """Cross-modal relevance within groups as a tidy table, or of every cell for shap's plots.
 
     Parameters
     ----------
@@ -112,10 +158,16 @@ def cross_relevance(
         The modality, or modalities, that the prediction was made from.
     target
         The modality that was predicted.
+    target_feature
+        The feature or features of the target to return; all by default.
     group
         The group or groups to return; all by default.
     n_top
         Number of pairs to keep in each group; all stored ones by default.
+    as_explanation
+        Return the attributions of single cells, which ``tl.explain`` keeps with ``per_cell``, as
+        shap's own object: ``shap.plots.beeswarm`` and ``shap.plots.bar`` take that of one
+        `target_feature`.
     key_added
         The stem that the results were stored under.
 
@@ -125,29 +177,59 @@ def cross_relevance(
         One row a stored pair and group, sorted by group (in the stored order) and rank. Columns:
         ``feature`` (of the source), ``target_feature``, ``group``, ``value`` (signed mean over the
         group's cells, in the target's units), ``absolute`` (mean of absolute values), ``sign`` (-1,
-        0 or 1), ``rank`` (within the group by ``absolute``, 1 is the strongest). Where only the
-        strongest pairs were kept, the others have no row.
+        0 or 1), ``rank`` (within the group, among the features returned, by ``absolute``, 1 is the
+        strongest). Where only the strongest pairs were kept, the others have no row.
+    shap.Explanation
+        With `as_explanation`. Rows are the explained cells of `group`, columns the features of the
+        source; ``base_values`` and the ``values`` of a cell add up to its prediction of
+        `target_feature`, in the target's units (binary targets: the logit). ``data`` holds the
+        values of the source's features in the user's units, ``instance_names`` the cells. Without a
+        single `target_feature` there is a third axis, ``explanation[:, :, "CD3"]``.
 
     Raises
     ------
     TypeError
         `mdata` is not a MuData.
     ValueError
-        This pair of modalities was not explained, a group is unknown, or `n_top` is not positive.
+        This pair of modalities was not explained (with `as_explanation`: not for single cells, or
+        not this feature), a group or feature is unknown, or `n_top` is not positive or given with
+        `as_explanation`.
 
     Examples
     --------
     >>> import unitednet_mu as un
     >>> un.tl.explain(mdata, source="rna", target="adt")  # doctest: +SKIP
     >>> un.get.cross_relevance(mdata, source="rna", target="adt", group="B")  # doctest: +SKIP
+
+    >>> import shap
+    >>> un.tl.explain(mdata, source="rna", target="adt", per_cell=["cd8a"])  # doctest: +SKIP
+    >>> explanation = un.get.cross_relevance(
+    ...     mdata, source="rna", target="adt", target_feature="cd8a", as_explanation=True
+    ... )  # doctest: +SKIP
+    >>> shap.plots.beeswarm(explanation)  # doctest: +SKIP
     """
     check_n_top(n_top)
-    found = read_cross_relevance(mdata, source=source, target=target, key_added=key_added)
+    entry = _stored_pair(mdata, source, target, key_added)
+    found = _parse(entry)
+    groups = choose(found.groups, group, "group")
+    wanted = choose(found.target_features, target_feature, f"feature of {target!r}")
+    if as_explanation:
+        check_no_n_top(n_top)
+        return build_explanation(
+            entry,
+            run=_command(source, target, key_added, "per_cell=True"),
+            features={str(entry["source"]): found.source_features},
+            output=target_feature,
+            what=f"feature of {target!r}",
+            in_groups=groups,
+        )
     features = np.array(found.source_features, dtype=object)
     targets = np.array(found.target_features, dtype=object)
+    keep = np.isin(targets, wanted)
     tables = []
-    for name in choose(found.groups, group, "group"):
-        rows, columns, signed, absolute = found.pairs(name)
+    for name in groups:
+        pairs = found.pairs(name)
+        rows, columns, signed, absolute = (part[keep[pairs[1]]] for part in pairs)
         names = {"feature": features[rows], "target_feature": targets[columns]}
         tables.append(ranked(names, name, signed, absolute, n_top))
     return pd.concat(tables, ignore_index=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
 import pandas as pd
@@ -12,8 +12,12 @@ from mudata import MuData
 from numpy.typing import NDArray
 
 from .._keys import DEFAULT_STEM
+from ._explanation import build_explanation, check_no_n_top
 from ._ranking import ranked
 from ._slots import check_n_top, choose, command, stored, texts
+
+if TYPE_CHECKING:
+    from shap import Explanation
 
 
 @dataclass(frozen=True)
@@ -46,8 +50,10 @@ def read_relevance(mdata: MuData, *, key_added: str = DEFAULT_STEM) -> Relevance
     run = command("explain", "mdata", key_added=key_added)
     found = stored(mdata, "relevance", key_added=key_added, run=run)
     groups = texts(found["groups"])
-    blocks = {name: _block(block, len(groups)) for name, block in found["modalities"].items()}
-    return Relevance(groups, blocks)
+    blocks = found["modalities"]
+    # files give dictionaries back in the order of the alphabet
+    order = dict.fromkeys([*(name for name in mdata.mod if name in blocks), *blocks])
+    return Relevance(groups, {name: _block(blocks[name], len(groups)) for name in order})
 
 
 def _block(block: Any, n_groups: int) -> ModalityRelevance:
@@ -57,15 +63,40 @@ def _block(block: Any, n_groups: int) -> ModalityRelevance:
     return ModalityRelevance(features, signed, absolute)
 
 
+@overload
+def relevance(
+    mdata: MuData,
+    *,
+    group: str | Sequence[str] | None = ...,
+    modality: str | Sequence[str] | None = ...,
+    n_top: int | None = ...,
+    as_explanation: Literal[False] = ...,
+    key_added: str = ...,
+) -> pd.DataFrame: ...
+
+
+@overload
+def relevance(
+    mdata: MuData,
+    *,
+    group: str | Sequence[str] | None = ...,
+    modality: str | Sequence[str] | None = ...,
+    n_top: int | None = ...,
+    as_explanation: Literal[True],
+    key_added: str = ...,
+) -> Explanation: ...
+
+
 def relevance(
     mdata: MuData,
     *,
     group: str | Sequence[str] | None = None,
     modality: str | Sequence[str] | None = None,
     n_top: int | None = None,
+    as_explanation: bool = False,
     key_added: str = DEFAULT_STEM,
-) -> pd.DataFrame:
-    """Group-to-feature relevance as a tidy table.
+) -> pd.DataFrame | Explanation:
+    """Group-to-feature relevance as a tidy table, or of every explained cell for shap's plots.
 
     Parameters
     ----------
@@ -78,6 +109,9 @@ def relevance(
     n_top
         Number of features to keep in each group, the strongest over all chosen modalities together;
         all by default.
+    as_explanation
+        Return the attributions of single cells, which ``tl.explain(mdata, per_cell=True)`` keeps,
+        as shap's own object: ``shap.plots.beeswarm`` and ``shap.plots.bar`` take that of one group.
     key_added
         The stem that the results were stored under.
 
@@ -89,22 +123,49 @@ def relevance(
         units of the explained output), ``absolute`` (mean of absolute values), ``sign`` (-1, 0 or
         1), ``rank`` (within the group by ``absolute``, 1 is the strongest). Features that no cell
         of the group was measured for have no row.
+    shap.Explanation
+        With `as_explanation`. Rows are all explained cells that have one of the modalities,
+        whichever group they are of: ``values[i, j]`` is what feature j contributes to the output of
+        `group` for cell i, compared with the background. ``base_values`` and the ``values`` of a
+        cell, over all modalities, add up to its output (the centred logit or the probability).
+        ``data`` holds the values of the features in the user's units, ``instance_names`` the cells,
+        ``feature_names`` the features (``modality:feature`` where two modalities share the name).
+        Where a cell lacks a modality, 0 and NaN. Without a single `group` there is a third axis,
+        ``explanation[:, :, "B"]``.
 
     Raises
     ------
     TypeError
         `mdata` is not a MuData.
     ValueError
-        No relevance is stored, a group or modality is unknown, or `n_top` is not positive.
+        No relevance is stored (with `as_explanation`: of single cells, or of this group), a group
+        or modality is unknown, or `n_top` is not positive or given with `as_explanation`.
 
     Examples
     --------
     >>> import unitednet_mu as un
     >>> un.tl.explain(mdata)  # doctest: +SKIP
     >>> un.get.relevance(mdata, group="B", n_top=10)  # doctest: +SKIP
+
+    >>> import shap
+    >>> un.tl.explain(mdata, per_cell=True)  # doctest: +SKIP
+    >>> explanation = un.get.relevance(mdata, group="B", as_explanation=True)  # doctest: +SKIP
+    >>> shap.plots.beeswarm(explanation)  # doctest: +SKIP
     """
     check_n_top(n_top)
     found = read_relevance(mdata, key_added=key_added)
+    if as_explanation:
+        check_no_n_top(n_top)
+        choose(found.groups, group, "group")
+        run = command("explain", "mdata", "per_cell=True", key_added=key_added)
+        modalities = choose(list(found.modalities), modality, "modality")
+        return build_explanation(
+            stored(mdata, "relevance", key_added=key_added, run=run),
+            run=run,
+            features={name: found.modalities[name].features for name in modalities},
+            output=group,
+            what="group",
+        )
     groups = choose(found.groups, group, "group")
     chosen = choose(list(found.modalities), modality, "modality")
     blocks = [found.modalities[name] for name in chosen]

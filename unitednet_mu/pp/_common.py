@@ -10,7 +10,7 @@ from anndata import AnnData
 from mudata import MuData
 from scipy import sparse
 
-from .._compat import copied, is_sparse, make_real, quiet_update, undo_on_error
+from .._compat import add_modality, copied, is_sparse, make_real, quiet_update, undo_on_error
 from .._validate import check_modalities, check_mudata, unknown_name
 
 COUNTS = "counts"
@@ -133,6 +133,13 @@ def write(
         if keep is not None and not keep.all():
             adata._init_as_actual(adata[:, keep].copy())
             mdata.update_var()
+
+
+def write_modality(mdata: MuData, name: str, adata: AnnData) -> None:
+    """Add a finished modality, or replace the one of that name; or leave `mdata` as it was."""
+    with undo_on_error(mdata):
+        make_real(mdata)
+        add_modality(mdata, name, adata)
 
 
 def _check_counts(values: Any, mod: str, layers: list[str]) -> None:

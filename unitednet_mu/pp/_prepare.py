@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args
 from mudata import MuData
 
 from .._compat import copied, undo_on_error
-from .._validate import check_modalities, check_mudata, unknown_name
+from .._validate import check_modalities, check_mudata, derived_from, unknown_name
 from ._atac import atac
 from ._continuous import continuous
 from ._protein import protein
@@ -49,7 +49,7 @@ def prepare(
         Mapping ``{modality: kind}`` with the kinds ``"rna"``, ``"protein"``, ``"atac"`` and
         ``"continuous"``. Modalities that it does not name are recognised by their own name, in any
         case of letters: rna, gex, gene expression; adt, prot, protein, antibody capture; atac,
-        peaks.
+        peaks. What :func:`niche` computed is continuous.
     copy
         Return a changed copy and leave `mdata` as it is.
 
@@ -80,7 +80,7 @@ def prepare(
     ['adt', 'rna']
     """
     checked = check_mudata(mdata)
-    chosen = _kinds(check_modalities(checked, None), dict(kinds or {}))
+    chosen = _kinds(checked, check_modalities(checked, None), dict(kinds or {}))
     if copy:
         checked = copied(checked)
     with undo_on_error(checked):
@@ -89,7 +89,7 @@ def prepare(
     return checked if copy else None
 
 
-def _kinds(modalities: list[str], given: dict[str, Kind]) -> dict[str, Kind]:
+def _kinds(mdata: MuData, modalities: list[str], given: dict[str, Kind]) -> dict[str, Kind]:
     for mod, kind in given.items():
         if mod not in modalities:
             raise ValueError(unknown_name("kinds: modality", mod, modalities))
@@ -97,7 +97,11 @@ def _kinds(modalities: list[str], given: dict[str, Kind]) -> dict[str, Kind]:
             raise ValueError(
                 unknown_name(f"kinds: kind of modality {mod!r},", kind, get_args(Kind))
             )
-    found = {mod: given.get(mod) or _USUAL_NAMES.get(mod.lower()) for mod in modalities}
+    derived: dict[str, Kind] = {
+        mod: "continuous" for mod in modalities if derived_from(mdata.mod[mod])
+    }
+    known = {**derived, **given}
+    found = {mod: known.get(mod) or _USUAL_NAMES.get(mod.lower()) for mod in modalities}
     unrecognised = [mod for mod, kind in found.items() if kind is None]
     if unrecognised:
         raise ValueError(

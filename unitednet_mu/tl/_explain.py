@@ -14,6 +14,7 @@ from tqdm.auto import tqdm
 from .. import _results
 from .._data import Dataset
 from .._explain import ExplainSample, GroupRelevance, Progress, group_relevance
+from .._explain_cells import CellRelevance, cell_cross_relevance, cell_group_relevance
 from .._explain_cross import CrossRelevance, cross_relevance
 from .._keys import DEFAULT_STEM, check_key_added
 from .._model import Model
@@ -24,6 +25,8 @@ from ._common import resolve_model
 
 #: Pairs of features beyond which only the strongest are kept by default.
 _DENSE_PAIRS = 250_000
+#: Most that attributions of single cells may take.
+_PER_CELL_BYTES = 2**30
 
 
 def explain(
@@ -37,6 +40,7 @@ def explain(
     cells: Sequence[str] | None = None,
     background: Sequence[str] | None = None,
     output: Literal["logits", "probabilities"] = "logits",
+    per_cell: bool | Sequence[str] = False,
     top_k: int | Literal["auto"] | None = "auto",
     transform_batch: str | None = None,
     model: Model | None = None,
@@ -71,6 +75,11 @@ def explain(
         Names of the cells to explain, and of the background, instead of drawing them.
     output
         Of group identification: ``"logits"`` (centred over groups) or ``"probabilities"``.
+    per_cell
+        Keep the attributions of every single cell too, for `get.relevance` and
+        `get.cross_relevance` to hand to :mod:`shap` (``as_explanation=True``): to the outputs named
+        (groups; target features with `source` and `target`), or to all of them with True. Takes
+        cells x features x outputs, at most 1 GiB.
     top_k
         Of cross-modal relevance: number of strongest pairs kept per group; ``"auto"`` keeps all up
         to 250,000 pairs, and that many beyond; ``None`` keeps all.
@@ -98,7 +107,11 @@ def explain(
         Group and feature names, and per modality ``signed`` and ``absolute`` float32 matrices,
         features x groups: the mean over the group's cells of the attribution to that group's
         output, and of its absolute value. NaN where no cell of the group has the modality.
-        ``params`` holds the sample, the background and the additivity gap.
+        ``params`` holds the sample, its groups, the background and the additivity gap. With
+        `per_cell` also ``per_cell``: the names of the ``outputs``, ``base_values`` (float32, cells
+        of the sample x outputs) and per modality the ``cells`` that have it, the attributions
+        ``values`` (float32, these cells x features x outputs), whichever group a cell is of, and
+        the features' ``data``.
     ``mdata[mod].varm["unitednet_relevance"]``, ``["unitednet_relevance_abs"]`` : float32
         The same, features x groups.
 
@@ -108,7 +121,7 @@ def explain(
         Names, and per group (by its position) sparse float32 matrices, source x target features,
         ``signed`` and ``absolute``: change of the target in its units (binary targets: in the
         logit) that a feature's departure from the background accounts for. Empty for a group
-        without cells to explain.
+        without cells to explain. With `per_cell` also ``per_cell``, as above.
 
     Either way:
 
@@ -121,7 +134,7 @@ def explain(
         `mdata` is not a MuData, or `model` not a model.
     ValueError
         Only one of `source` and `target`, an argument of the one explanation given to the other,
-        unknown names, or no cell or background with the modalities.
+        unknown names, no cell or background with the modalities, or `per_cell` past its limit.
     RuntimeError
         Attributions do not add up to the output.
 
@@ -162,26 +175,27 @@ def explain(
         seed=seed,
     )
     job = _Job(found, data, groups, sample, progress)
+    kept = job.outputs_kept(per_cell, explained, target)
     params = {
         "cells": np.asarray(data.obs_names[sample.cells], dtype=str),
+        "cell_groups": np.asarray(found.info.groups, dtype=str)[groups[sample.cells]],
         "background": np.asarray(data.obs_names[sample.background], dtype=str),
         "groupby": groupby or "",
         "random_state": seed,
     }
     if source is None or target is None:
-        whole = job.explain_groups(output)
+        whole, cell = job.explain_groups(output, kept)
         params |= {"output": output, "gap": float(whole.gap), "n_cells": whole.n_cells}
         result = _results.target_of(mdata, copy)
-        _results.write_relevance(result, keys, found, whole.signed, whole.absolute, params)
+        _results.write_relevance(result, keys, found, whole.signed, whole.absolute, params, cell)
     else:
-        kept = _pairs_kept(found, source, target, top_k)
-        pair = job.explain_pair(
-            source, target, _batch_mixture(found, target, transform_batch), kept
-        )
-        params |= {"top_k": kept or 0, "gap": float(pair.gap), "n_cells": pair.n_cells}
+        n_pairs = _pairs_kept(found, source, target, top_k)
+        batch = _batch_mixture(found, target, transform_batch)
+        pair, cell = job.explain_pair(source, target, batch, n_pairs, kept)
+        params |= {"top_k": n_pairs or 0, "gap": float(pair.gap), "n_cells": pair.n_cells}
         result = _results.target_of(mdata, copy)
         _results.write_cross_relevance(
-            result, keys, found, source, target, pair.signed, pair.absolute or [], params
+            result, keys, found, source, target, pair.signed, pair.absolute or [], params, cell
         )
     return result if copy else None
 
@@ -261,26 +275,92 @@ class _Job:
     sample: Sample
     progress: bool
 
-    def explain_groups(self, output: Literal["logits", "probabilities"]) -> GroupRelevance:
-        cells, background = self._values(self.sample.cells), self._values(self.sample.background)
-        with self._progress_bar() as advance:
-            return group_relevance(
-                self.model.network, cells, background, output=output, progress=advance
+    def outputs_kept(
+        self, per_cell: bool | Sequence[str], explained: Sequence[int], target: str | None
+    ) -> list[int]:
+        """Positions of the outputs whose attributions are kept of every cell."""
+        names: Sequence[str] = self.model.info.groups
+        if target is not None:
+            names = self._features(target)
+        if isinstance(per_cell, bool):
+            kept = list(range(len(names))) if per_cell else []
+        else:
+            asked = [per_cell] if isinstance(per_cell, str) else list(per_cell)
+            if not asked:
+                raise ValueError(
+                    "per_cell: expected names of outputs, True or False, found an empty list."
+                )
+            what = "per_cell: group" if target is None else f"per_cell: feature of {target!r}"
+            position = {name: k for k, name in enumerate(names)}
+            for name in asked:
+                if name not in position:
+                    raise ValueError(unknown_name(what, name, names))
+            kept = [position[name] for name in dict.fromkeys(asked)]
+        modalities = [self.model.info.modalities[m] for m in explained]
+        n_cells = self.data.observed[self.sample.cells][:, list(explained)].sum(0)
+        n_values = len(kept) * sum(
+            int(n) * len(spec.features) for n, spec in zip(n_cells, modalities, strict=True)
+        )
+        if 4 * n_values > _PER_CELL_BYTES:
+            raise ValueError(
+                f"per_cell: expected attributions of at most {_PER_CELL_BYTES / 2**30:.3g} GiB, "
+                f"found {len(self.sample.cells)} cells x "
+                f"{sum(len(spec.features) for spec in modalities)} features x {len(kept)} outputs, "
+                f"{4 * n_values / 2**30:.3g} GiB. Lower n_cells, or name fewer outputs."
             )
+        return kept
+
+    def explain_groups(
+        self, output: Literal["logits", "probabilities"], kept: list[int]
+    ) -> tuple[GroupRelevance, dict[str, Any]]:
+        """Relevance for groups, and the entry for attributions of single cells."""
+        network, cells = self.model.network, self._values(self.sample.cells)
+        background = self._values(self.sample.background)
+        with self._progress_bar() as advance:
+            whole = group_relevance(network, cells, background, output=output, progress=advance)
+        if not kept:
+            return whole, {}
+        with self._progress_bar("explain every cell") as advance:
+            cell = cell_group_relevance(
+                network, cells, background, kept, output=output, progress=advance
+            )
+        groups = [self.model.info.groups[k] for k in kept]
+        return whole, self._entry(groups, cells, cell)
 
     def explain_pair(
-        self, source: str, target: str, batch: np.ndarray | None, top_k: int | None
-    ) -> CrossRelevance:
-        cells = self._values(self.sample.cells, batch)
+        self,
+        source: str,
+        target: str,
+        batch: np.ndarray | None,
+        top_k: int | None,
+        kept: list[int],
+    ) -> tuple[CrossRelevance, dict[str, Any]]:
+        """Relevance of one modality for another, and the entry for that of single cells."""
+        network, cells = self.model.network, self._values(self.sample.cells, batch)
         background = self._values(self.sample.background, batch)
         pair = (
             self.model.modality_index(source, "source"),
             self.model.modality_index(target, "target"),
         )
         with self._progress_bar() as advance:
-            return cross_relevance(
-                self.model.network, *pair, cells, background, top_k=top_k, progress=advance
+            whole = cross_relevance(
+                network, *pair, cells, background, top_k=top_k, progress=advance
             )
+        if not kept:
+            return whole, {}
+        with self._progress_bar("explain every cell") as advance:
+            cell = cell_cross_relevance(network, *pair, cells, background, kept, progress=advance)
+        features = self._features(target)
+        return whole, self._entry([features[k] for k in kept], cells, cell)
+
+    def _entry(
+        self, outputs: Sequence[str], cells: ExplainSample, relevance: CellRelevance
+    ) -> dict[str, Any]:
+        names = np.asarray(self.data.obs_names[self.sample.cells], dtype=str)
+        return _results.per_cell_entry(self.model, outputs, names, cells, relevance)
+
+    def _features(self, modality: str) -> Sequence[str]:
+        return self.model.info.modalities[self.model.modality_index(modality, "target")].features
 
     def _values(self, cells: np.ndarray, batch: np.ndarray | None = None) -> ExplainSample:
         """Values of `cells` as the engine takes them: every cell is a row of every modality."""
@@ -296,11 +376,11 @@ class _Job:
         return ExplainSample(x, observed, self.groups[cells], batches, n_groups)
 
     @contextmanager
-    def _progress_bar(self) -> Iterator[Progress]:
+    def _progress_bar(self, what: str = "explain") -> Iterator[Progress]:
         total = len(self.sample.cells)
         n_features = sum(len(spec.features) for spec in self.model.info.modalities)
         with (
             threads_for(total * n_features),
-            tqdm(total=total, desc="explain", unit="cell", disable=not self.progress) as bar,
+            tqdm(total=total, desc=what, unit="cell", disable=not self.progress) as bar,
         ):
             yield lambda done: bar.update(done - bar.n)
