@@ -192,6 +192,10 @@ def test_nothing_is_predicted_from_its_own_neighbourhood(data: _prepare.Prepared
     assert niche.directions == [
         *(("rna", "ephys"), ("ephys", "rna"), ("ephys", "niche"), ("niche", "ephys")),
     ]
+    around = data.modalities["rna"].copy()
+    around.uns["unitednet_derived"] = {"source": np.array(["ephys"])}
+    marked = dataclasses.replace(data, modalities={**data.modalities, "around": around})
+    assert ("ephys", "around") not in marked.directions and ("rna", "around") in marked.directions
 
 
 def test_subsample_keeps_shares(path: Path) -> None:

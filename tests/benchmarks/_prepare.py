@@ -18,12 +18,13 @@ from mudata import MuData
 import unitednet_mu as un
 from unitednet_mu._compat import is_sparse, quiet_update
 from unitednet_mu._data import to_dense
-from unitednet_mu._validate import measured_modalities, obs_column
+from unitednet_mu._validate import derived_from, measured_modalities, obs_column
 from unitednet_mu.pp._prepare import _USUAL_NAMES, Kind
 
 #: Labels that say that a cell has none.
 NO_LABEL = ("", "nan", "none", "na", "unknown", "unassigned", "unlabelled", "unlabeled")
-#: Modalities of which one is computed from the other: predicting between them shows nothing.
+#: Modalities of which one is computed from the other, where the file does not say so (`pp.niche`
+#: marks what it makes): predicting between them shows nothing.
 DERIVED = (frozenset({"rna", "niche"}),)
 LABELS, BATCH, COUNTS = "label", "batch", "counts"
 
@@ -71,8 +72,16 @@ class Prepared:
             (source, target)
             for source in names
             for target in names
-            if source != target and frozenset({source, target}) not in DERIVED
+            if source != target and not self._is_derived(source, target)
         ]
+
+    def _is_derived(self, one: str, other: str) -> bool:
+        """Whether one of two modalities was computed from the other."""
+        made = (
+            one in derived_from(self.modalities[other]),
+            other in derived_from(self.modalities[one]),
+        )
+        return any(made) or frozenset({one, other}) in DERIVED
 
     def values(self, name: str, cells: np.ndarray | None = None) -> np.ndarray:
         """Values of a modality as an array, of all or of some cells."""
