@@ -407,6 +407,7 @@ def test_blocks_and_chunks_do_not_matter(monkeypatch):
     monkeypatch.setattr(_deeplift, "_RANKED", 10)
     monkeypatch.setattr(_explain, "_CHUNK_CELLS", 3)
     monkeypatch.setattr(_explain_cross, "_PAIRS", 2)
+    monkeypatch.setattr(_explain_cross, "_WAITING_CELLS", 2)
     for blocked, unblocked in zip([*run(), *run(False)], [*whole, *signed], strict=True):
         equal(blocked, unblocked)
     for blocked, unblocked in zip(run(top_k=7), top, strict=True):
@@ -463,6 +464,26 @@ def test_top_k_keeps_the_strongest_pairs(absolute, top_k):
             np.testing.assert_allclose(top.absolute[g].data, strength.flat[kept], rtol=1e-9)
     with pytest.raises(ValueError, match="top_k"):
         cross_relevance(network, 0, 1, cells, background, top_k=0)
+
+
+@pytest.mark.parametrize("tail", ["even", "in few rows", "in rows not sampled"])
+@pytest.mark.parametrize("k", [1, 40, 300, 2900, 5000])
+def test_strongest_whatever_a_sample_of_rows_says(rng, monkeypatch, tail, k):
+    values = rng.standard_exponential((60, 50))
+    values[rng.random((60, 50)) < 0.05] = 0
+    if tail == "in few rows":
+        values[:3] *= 100
+    if tail == "in rows not sampled":
+        values[np.linspace(0, 59, 10).astype(int)] *= 1e-3
+    monkeypatch.setattr(_deeplift, "_SAMPLED", 500)
+    monkeypatch.setattr(_deeplift, "_FEWEST_SAMPLED", 1)
+    monkeypatch.setattr(_deeplift, "_RANKED", 200)
+    strength = torch.as_tensor(values)
+    row, column = _deeplift.strongest(lambda a, b: strength[a:b], values.shape, k)
+    expected = np.flatnonzero(values)
+    order = np.argsort(-values.flat[expected], kind="stable")[:k]
+    found = row.numpy() * 50 + column.numpy()
+    np.testing.assert_array_equal(found, np.sort(expected[order]))
 
 
 def test_values_add_up_and_absolute_bounds_signed():

@@ -34,6 +34,8 @@ TINY = 1e-6
 _BLOCK, _BLOCK_ON_DEVICE = (512, 512), (4096, 8192)
 #: Strengths ranked at a time.
 _RANKED = 2**22
+#: Strengths looked at to guess a floor, and how many of them have to lie above it.
+_SAMPLED, _FEWEST_SAMPLED = 2**19, 64
 
 _POINTWISE: tuple[type[nn.Module], ...] = (
     *(nn.LeakyReLU, nn.ReLU, nn.ELU, nn.SELU, nn.CELU, nn.GELU),
@@ -245,15 +247,37 @@ def strongest(
     shape
         Rows and columns in all.
     """
+    floor = _likely_floor(strength, shape, k)
+    where = _largest_above(strength, shape, k, floor)
+    if floor and len(where) < k:  # the sample promised too much
+        where = _largest_above(strength, shape, k, 0.0)
+    where = where.sort().values
+    return where // shape[1], where % shape[1]
+
+
+def _likely_floor(strength: Callable[[int, int], Tensor], shape: tuple[int, int], k: int) -> float:
+    """Return a value that rather more than `k` values exceed, judged by some rows; 0 if unsure."""
+    n_rows = _SAMPLED // shape[1]
+    expected = 2 * k * n_rows // shape[0]
+    if n_rows >= shape[0] or expected < _FEWEST_SAMPLED:
+        return 0.0
+    rows = np.linspace(0, shape[0] - 1, n_rows).astype(int).tolist()
+    sample = torch.cat([strength(row, row + 1).flatten() for row in rows])
+    return max(float(sample.topk(expected).values[-1]), 0.0)
+
+
+def _largest_above(
+    strength: Callable[[int, int], Tensor], shape: tuple[int, int], k: int, floor: float
+) -> Tensor:
+    """Positions in the flattened matrix of up to `k` largest values above `floor`."""
     height = max(1, _RANKED // shape[1])
-    best, where, floor = torch.empty(0), torch.empty(0, dtype=torch.long), 0.0
+    best, where = torch.empty(0), torch.empty(0, dtype=torch.long)
     for start in range(0, shape[0], height):
         values = strength(start, min(start + height, shape[0])).flatten()
         index = torch.nonzero(values > floor).squeeze(1)
         best = torch.cat([best.to(values), values[index]])
         where = torch.cat([where.to(index), index + start * shape[1]])
-        if len(best) > k:
+        if len(best) > 4 * k or (len(best) > k and start + height >= shape[0]):
             best, order = torch.topk(best, k)
             where, floor = where[order], float(best[-1])
-    where = where.sort().values
-    return where // shape[1], where % shape[1]
+    return where

@@ -86,15 +86,15 @@ class InputSide:
         """Output of the wide layer, rows x H."""
         return (values @ self.weight.T).to(self.offset.dtype) + self.offset
 
-    def _blocks(self, x: Tensor, width: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """Features not zero throughout: indices, weights, cells' values."""
+    def blocks(self, x: Tensor, width: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Yield features not zero throughout: indices, weights, cells' values."""
         active = torch.nonzero((x != 0).any(0) | (self.background != 0).any(0)).squeeze(1)
         for start in range(0, len(active), width):
             features = active[start : start + width]
             yield features, self.weight[:, features], x[:, features]
 
-    def _of_background(self, features: Tensor, weight: Tensor) -> Tensor:
-        """``b_j W_hj``, BH x J."""
+    def of_background(self, features: Tensor, weight: Tensor) -> Tensor:
+        """Return ``b_j W_hj``, BH x J."""
         return (self.background[:, None, features] * weight).flatten(0, 1)
 
     def attributions(self, values: Tensor, maps: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
@@ -116,8 +116,8 @@ class InputSide:
         """
         mean = maps.mean(2).flatten(0, 1)
         stack = (maps / maps.shape[2]).flatten(2).flatten(0, 1)
-        for features, weight, x in self._blocks(values, block_shape(self.device)[0]):
-            of_background = self._of_background(features, weight)
+        for features, weight, x in self.blocks(values, block_shape(self.device)[0]):
+            of_background = self.of_background(features, weight)
             block = (mean @ weight).view(*maps.shape[:2], -1).mul_(x.unsqueeze(1))
             block.flatten(0, 1).addmm_(stack, of_background, alpha=-1)
             yield features, block
@@ -145,22 +145,41 @@ class InputSide:
         """
         n_cells, _, n_pairs, n_outputs = outer.shape
         to_outputs = (outer / n_pairs).reshape(n_cells, -1, n_outputs).transpose(1, 2)
-        for features, weight, x in self._blocks(values, block_shape(self.device)[0]):
+        for features, weight, x in self.blocks(values, block_shape(self.device)[0]):
             through = inner @ weight
             through.mul_((x[:, None] - self.background[:, features])[:, None])
             yield features, torch.bmm(to_outputs, through.flatten(1, 2))
 
-    def summed_attributions(self, values: Tensor, maps: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        """Sum over cells of `attributions` (R x J), without any single cell's.
 
-        The background's term needs the sum of the maps only, the cells' is one product over cells.
-        """
-        n_outputs, n_hidden = maps.shape[1], maps.shape[3]
-        mean = maps.mean(2).flatten(1)
-        stack = (maps.sum(0) / maps.shape[2]).flatten(1)
-        for features, weight, x in self._blocks(values, 128):
-            of_background = self._of_background(features, weight)
-            weighted = (x.T @ mean).view(-1, n_outputs, n_hidden)
+class SummedAttributions:
+    """Sum over cells of `InputSide.attributions`, without any single cell's.
+
+    The background's term needs the sum of the maps only. The cells' is a product over cells: their
+    values and mean maps wait, so that it is made, and the first layer read, once for many cells.
+    """
+
+    def __init__(self, side: InputSide) -> None:
+        self._side, self.n_cells = side, 0
+        self._values: list[Tensor] = []
+        self._means: list[Tensor] = []
+        self._maps = torch.zeros(())
+
+    def add(self, values: Tensor, maps: Tensor) -> None:
+        """Add cells; arguments are those of `InputSide.attributions`."""
+        self._values.append(values)
+        self._means.append(maps.mean(2))
+        self._maps = self._maps.to(maps) + maps.sum(0)
+        self.n_cells += len(values)
+
+    def blocks(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield indices of features (J) and the sum over the cells added, R x J."""
+        if not self.n_cells:
+            return
+        values, means = torch.cat(self._values), torch.cat(self._means)
+        stack = (self._maps / self._maps.shape[1]).flatten(1)
+        for features, weight, x in self._side.blocks(values, 128):
+            of_background = self._side.of_background(features, weight)
+            weighted = (x.T @ means.flatten(1)).view(-1, *means.shape[1:])
             block = torch.bmm(weighted, weight.T.unsqueeze(2)).squeeze(2).T
             yield features, block.addmm(stack, of_background, alpha=-1)
 

@@ -25,6 +25,7 @@ from ._deeplift import (
     strongest,
     trace,
 )
+from ._deeplift_input import SummedAttributions
 from ._explain import (
     ExplainSample,
     Floats,
@@ -40,6 +41,8 @@ from ._network import UnitedNetwork
 
 #: Pairs of features looked up at a time.
 _PAIRS = 2**16
+#: Cells that share the wide product of signed means.
+_WAITING_CELLS = 256
 _ALL = slice(None)
 
 
@@ -229,7 +232,7 @@ def cross_relevance(
     Notes
     -----
     Memory beyond the input and the results: one source x target matrix (with `absolute`), both wide
-    layers and the dense background twice, 64 cells x source features, about 128 MiB (1 GiB on a
+    layers and the dense background twice, 256 cells x source features, about 128 MiB (1 GiB on a
     GPU) of multipliers.
     """
     if top_k is not None and top_k < 1:
@@ -254,6 +257,7 @@ def cross_relevance(
                 done += len(chunk)
                 if progress is not None:
                     progress(done)
+            sums.settle(gap)
             means = sums.dense() if top_k is None else sums.top(top_k)
             signed.append(means[0])
             strength.extend(means[1:])
@@ -285,41 +289,53 @@ class _CrossSums:
         self.absolute: Tensor | None = None  # the last group's is gone before the next is made
         if absolute:
             self.absolute = torch.zeros(self.shape, dtype=self.weight.dtype, device=device)
+        self._wait_anew()
 
     def add(self, rows: Rows, gap: Gap) -> None:
         """Add cells."""
         values, inner, outer = self.chain.maps(rows)
-        factor = torch.zeros_like(self.factor)
         if self.absolute is None:
-            totals = self._add_signed(values, inner, outer, factor, gap)
+            totals = self._add_signed(values, inner, outer)
         else:
-            totals = self._add_absolute(values, inner, outer, factor, self.absolute)
-        self.factor += factor
+            totals = self._add_absolute(values, inner, outer, self.absolute)
         self.n_cells += len(rows)
         self.chain.check(rows, totals.to(self.chain.weight) @ self.chain.weight, gap)
+        if self.waiting.n_cells >= _WAITING_CELLS:
+            self.settle(gap)
 
-    def _add_signed(
-        self, values: Tensor, inner: Tensor, outer: Tensor, factor: Tensor, gap: Gap
-    ) -> Tensor:
-        """Add to `factor` (features x R), and return each cell's sum over features (C x R).
+    def _add_signed(self, values: Tensor, inner: Tensor, outer: Tensor) -> Tensor:
+        """Put cells on the waiting list, and return each one's sum over features (C x R).
 
-        No single cell's sum is computed here: each cell is checked from the wide layer's output on,
-        and the sum over features against the sum of these.
+        Computed from the wide layer's output on; `settle` checks the sum over cells of what the
+        features account for against the sum of these.
         """
         side, maps = self.chain.encoder.side, multiplied_out(inner, outer)
-        for features, block in side.summed_attributions(values, maps):
-            factor.index_add_(0, features, block.T.to(factor.dtype))
+        self.waiting.add(values, maps)
         hidden = (side.hidden(values)[:, None] - side.hidden(side.background)).to(maps.dtype)
-        totals = torch.einsum("crbh,cbh->cr", maps, hidden).to(factor.dtype) / maps.shape[2]
-        both = torch.stack([factor.sum(0), totals.sum(0)]).to(self.weight) @ self.chain.weight
-        gap.add(both[0], both[1])
+        totals = torch.einsum("crbh,cbh->cr", maps, hidden).to(self.factor.dtype) / maps.shape[2]
+        self.expected += totals.sum(0)
         return totals
 
+    def settle(self, gap: Gap) -> None:
+        """Add to `factor` (features x R) what the waiting cells have."""
+        waiting, factor = self.waiting, torch.zeros_like(self.factor)
+        for features, block in waiting.blocks():
+            factor.index_add_(0, features, block.T.to(factor.dtype))
+        if waiting.n_cells:
+            means = torch.stack([factor.sum(0), self.expected]) / waiting.n_cells
+            gap.add(*(means.to(self.weight) @ self.chain.weight))
+        self.factor += factor
+        self._wait_anew()
+
+    def _wait_anew(self) -> None:
+        self.waiting = SummedAttributions(self.chain.encoder.side)
+        self.expected = self.factor.new_zeros(self.factor.shape[1])
+
     def _add_absolute(
-        self, values: Tensor, inner: Tensor, outer: Tensor, factor: Tensor, absolute: Tensor
+        self, values: Tensor, inner: Tensor, outer: Tensor, absolute: Tensor
     ) -> Tensor:
         """Add to `factor` and `absolute`, and return each cell's sum over features (C x R)."""
-        side = self.chain.encoder.side
+        side, factor = self.chain.encoder.side, self.factor
         totals = factor.new_zeros(len(values), factor.shape[1])
         attributions = (
             side.attributions_through(values, inner, outer)
