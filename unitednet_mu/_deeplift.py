@@ -259,7 +259,7 @@ def _likely_floor(strength: Callable[[int, int], Tensor], shape: tuple[int, int]
     """Return a value that rather more than `k` values exceed, judged by some rows; 0 if unsure."""
     n_rows = _SAMPLED // shape[1]
     expected = 2 * k * n_rows // shape[0]
-    if n_rows >= shape[0] or expected < _FEWEST_SAMPLED:
+    if n_rows >= shape[0] or not _FEWEST_SAMPLED <= expected < n_rows * shape[1]:
         return 0.0
     rows = np.linspace(0, shape[0] - 1, n_rows).astype(int).tolist()
     sample = torch.cat([strength(row, row + 1).flatten() for row in rows])
