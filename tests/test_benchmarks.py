@@ -31,6 +31,7 @@ import _table
 import _tasks
 import ablation
 import accuracy
+import markers
 
 NETWORK = {"n_hidden": [32], "n_latent": 8, "n_heads": 1, "dropout": 0.0, "input_dropout": 0.2}
 TRAINING = {"validation_fraction": 0.2, "max_epochs": 20, "batch_size": 32, "averaging": 0.8}
@@ -386,3 +387,23 @@ def test_the_original_is_run_from_a_checkout(
     np.testing.assert_allclose(found, expected, atol=1e-5)
     for name in ("src", "src.configs", "src.interface"):
         sys.modules.pop(name, None)
+
+
+def test_markers_are_scored_among_all_features() -> None:
+    raw = un.datasets.pbmc_citeseq()
+    listed = [
+        (m, name)
+        for lists in markers.MARKERS.values()
+        for m, text in lists.items()
+        for name in text.split()
+    ]
+    assert len(set(listed)) == len(listed) > 150  # no feature marks two types
+    assert set(markers.MARKERS) == set(raw.obs["cell_type"].cat.categories)
+    names = [(m, name) for m in ("rna", "adt") for name in raw[m].var_names]
+    assert set(listed) <= set(names)
+    values = pd.Series(0.0, index=pd.MultiIndex.from_tuples(names))
+    assert markers.auroc(values, "B") == 0.5
+    values["adt", "cd19"] = 1.0
+    assert 0.5 < markers.auroc(values, "B") < 0.6
+    values[[(m, x) for m, text in markers.MARKERS["B"].items() for x in text.split()]] = 1.0
+    assert markers.auroc(values, "B") == 1

@@ -4,13 +4,13 @@ python tests/benchmarks/markers.py [--seeds 0 1 2 3 4]
 
 Markers are those of the literature (immunophenotyping of blood: Maecker et al. 2012; the reference
 of Hao et al. 2021, whose cells these are; Monaco et al. 2019), restricted to what the bundled set
-measures. Lists and score were committed before the first run; the demo's figure, which shows the few
-strongest features of each type, had been seen before. The score of a type is the area under the ROC
-curve of its markers against all other features, genes and antibodies together, ranked by the signed
-mean relevance for the type (a marker speaks for it). Markers of other types count as other features;
-those that types share (HLA-DR of B cells, monocytes and dendritic cells) are in no list, and count as
-other features too. Beside it, on the same cells: the size of the relevance, the t statistic of the
-type against the rest, and the coefficient of balanced logistic regression.
+measures. Lists and score were committed before the first run; the demo's figure, which shows the
+few strongest features of each type, had been seen before. The score of a type is the area under the
+ROC curve of its markers against all other features, genes and antibodies together, ranked by the
+signed mean relevance for the type (a marker speaks for it). Markers of other types count as other
+features; those that types share (HLA-DR of B cells, monocytes and dendritic cells) are in no list,
+and count as other features too. Beside it, on the same cells: the size of the relevance, the t
+statistic of the type against the rest, and the coefficient of balanced logistic regression.
 """
 
 from __future__ import annotations
