@@ -134,6 +134,19 @@ def test_groups_and_prediction(
     assert value["rna to ephys", "mean r", "unitednet_mu"] > 0.1
 
 
+def test_number_of_groups(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_tasks, "neighbour_graph", _neighbours)
+    methods = ["unitednet", "pca_concat"]
+    table = accuracy.main([str(path), *QUICK, "--tasks", "number", "--methods", *methods])
+    assert set(table["task"]) == {"groups, number unknown"}
+    value = table.set_index(["metric", "method"])["median"]
+    for method in ("unitednet_mu, its own groups", "PCA side by side, Leiden"):
+        assert value["ARI", method] > 0.5
+        assert 3 * value["groups found per label", method] == pytest.approx(
+            round(3 * value["groups found per label", method])
+        )
+
+
 def test_labels(path: Path) -> None:
     methods = ["unitednet", "adaptation", "logistic"]
     tasks = ["transfer", "confidence", "unknown"]

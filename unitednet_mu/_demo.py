@@ -177,24 +177,30 @@ def neighbour_graph(embedding: np.ndarray, *, random_state: int = 0) -> Any:
 
 def leiden_groups(graph: Any, n_groups: int, *, random_state: int = 0) -> np.ndarray:
     """Find groups by scanpy's Leiden, the resolution searched for the number of groups."""
+    low, high = 0.01, 10.0
+    for _ in range(_LEIDEN_STEPS):
+        resolution = float(np.sqrt(low * high))
+        labels = leiden_at(graph, resolution, random_state=random_state)
+        found = len(np.unique(labels))
+        if found == n_groups:
+            break
+        low, high = (low, resolution) if found > n_groups else (resolution, high)
+    return labels
+
+
+def leiden_at(graph: Any, resolution: float, *, random_state: int = 0) -> np.ndarray:
+    """Find groups by scanpy's Leiden at a resolution."""
     import scanpy as sc
     from anndata import AnnData
 
     adata = AnnData(np.zeros((graph.shape[0], 1), np.float32))
-    low, high = 0.01, 10.0
-    for _ in range(_LEIDEN_STEPS):
-        resolution = float(np.sqrt(low * high))
-        sc.tl.leiden(
-            adata,
-            resolution=resolution,
-            adjacency=graph,
-            flavor="igraph",
-            n_iterations=2,
-            directed=False,
-            random_state=random_state,
-        )
-        found = adata.obs["leiden"].nunique()
-        if found == n_groups:
-            break
-        low, high = (low, resolution) if found > n_groups else (resolution, high)
+    sc.tl.leiden(
+        adata,
+        resolution=resolution,
+        adjacency=graph,
+        flavor="igraph",
+        n_iterations=2,
+        directed=False,
+        random_state=random_state,
+    )
     return np.asarray(adata.obs["leiden"], dtype=np.int64)

@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from _prepare import BATCH, LABELS, Prepared
@@ -43,7 +43,13 @@ class Settings:
 
 
 def unsupervised(
-    data: Prepared, cells: np.ndarray, seed: int, settings: Settings, *, batches: bool = False
+    data: Prepared,
+    cells: np.ndarray,
+    seed: int,
+    settings: Settings,
+    *,
+    n_groups: int | Literal["auto"] | None = None,
+    batches: bool = False,
 ) -> MuData:
     """Model of some cells fitted without labels, which `tl.fit` is not even handed.
 
@@ -53,12 +59,14 @@ def unsupervised(
         The set, and positions of the cells to train on.
     seed, settings
         Of the fit.
+    n_groups
+        By default as many as there are labels.
     batches
         Whether to condition the decoders on the batch.
     """
     mdata = data.part(cells, *([BATCH] if batches else []))
     what = {"batch_key": BATCH} if batches else {}
-    return settings.fit(mdata, seed, n_groups=data.n_groups, **what)
+    return settings.fit(mdata, seed, n_groups=n_groups or data.n_groups, **what)
 
 
 def supervised(data: Prepared, cells: np.ndarray, seed: int, settings: Settings) -> MuData:

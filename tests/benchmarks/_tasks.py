@@ -23,7 +23,7 @@ from sklearn.model_selection import StratifiedKFold, cross_val_predict
 from sklearn.neighbors import KNeighborsClassifier
 
 import unitednet_mu as un
-from unitednet_mu._demo import leiden_groups, neighbour_graph
+from unitednet_mu._demo import leiden_at, leiden_groups, neighbour_graph
 
 _LARGEST_TYPES = 8
 _FEWEST_CELLS = 10  # of a type to leave out
@@ -78,10 +78,35 @@ def _leiden(run: Run, method: str, graph: Any) -> Iterator[Score]:
     yield from _agreement(run, method, found)
 
 
-def _agreement(run: Run, method: str, found: np.ndarray) -> Iterator[Score]:
+def _agreement(
+    run: Run, method: str, found: np.ndarray, task: str = "groups without labels"
+) -> Iterator[Score]:
     for metric in ("ARI", "NMI"):
         scorer = agreement(run.data.labels, found, metric)
-        yield run.score("groups without labels", metric, method, scorer, len(run.data))
+        yield run.score(task, metric, method, scorer, len(run.data))
+
+
+def number(run: Run) -> Iterator[Score]:
+    """Groups where their number is to be found too; peers are Leiden as it comes, resolution 1."""
+    data, task = run.data, "groups, number unknown"
+    everything = np.arange(len(data))
+    found: dict[str, np.ndarray] = {}
+    if "unitednet" in run.methods:
+        start = perf_counter()
+        mdata = unsupervised(data, everything, run.seed, run.settings, n_groups="auto")
+        un.tl.integrate(mdata, device=run.settings.device)
+        run.say(f"{OURS}, fit without labels or their number", start)
+        found[OWN_GROUPS] = mdata.obs["unitednet_group"].to_numpy()
+    for name in [peer for peer in ("pca_concat", "wnn") if peer in run.methods]:
+        for peer in EMBEDDINGS[name](data, run.seed):
+            graph = peer.graph
+            if peer.coordinates is not None:
+                graph = neighbour_graph(peer.coordinates, random_state=run.seed)
+            found[f"{peer.method}, Leiden"] = leiden_at(graph, 1.0, random_state=run.seed)
+    for method, groups_found in found.items():
+        yield from _agreement(run, method, groups_found, task)
+        share = len(np.unique(groups_found)) / data.n_groups
+        yield run.score(task, "groups found per label", method, lambda _, v=share: v, 0)
 
 
 def _neighbour_accuracy(run: Run, method: str, embedding: np.ndarray) -> Score:
@@ -264,6 +289,7 @@ def _scib(data: Prepared, embedding: np.ndarray, seed: int) -> dict[str, float]:
 
 TASKS: Mapping[str, Callable[[Run], Iterator[Score]]] = {
     "groups": groups,
+    "number": number,
     "predict": predict,
     "denoise": denoise,
     "transfer": transfer,
