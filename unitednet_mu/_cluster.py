@@ -82,7 +82,10 @@ def _merged_communities(graph: igraph.Graph, n_groups: int, seed: int) -> list[n
     with _igraph_seed(seed):
         resolution = _resolution(graph, _OVERCLUSTER * n_groups)
         runs = [_leiden(graph, resolution) for _ in range(_RUNS)]
-    return [_merge(graph, labels, n_groups) for labels in runs if labels.max() + 1 >= n_groups]
+    edges, weights = np.asarray(graph.get_edgelist()), np.asarray(graph.es["weight"])
+    return [
+        _merge(edges, weights, labels, n_groups) for labels in runs if labels.max() + 1 >= n_groups
+    ]
 
 
 def _resolution(graph: igraph.Graph, n_communities: int) -> float:
@@ -104,13 +107,12 @@ def _most_agreed(found: list[np.ndarray]) -> np.ndarray:
     return found[int(np.mean(agreement, axis=1).argmax())]
 
 
-def _merge(graph: igraph.Graph, labels: np.ndarray, n_groups: int) -> np.ndarray:
+def _merge(edges: np.ndarray, weights: np.ndarray, labels: np.ndarray, n_groups: int) -> np.ndarray:
     """Merge communities by the weight between them over the geometric mean of their weights."""
-    edges, weights = np.asarray(graph.get_edgelist()), np.asarray(graph.es["weight"])
     n = int(labels.max()) + 1
-    between = np.zeros((n, n))
-    np.add.at(between, (labels[edges[:, 0]], labels[edges[:, 1]]), weights)
-    between += between.T
+    pairs = labels[edges[:, 0]] * n + labels[edges[:, 1]]
+    between = np.bincount(pairs, weights, minlength=n * n).reshape(n, n)
+    between = between + between.T
     left = list(range(n))
     while len(left) > n_groups:
         part = between[np.ix_(left, left)]
