@@ -11,6 +11,7 @@ switched off helps. Directions of prediction are averaged.
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -113,9 +114,12 @@ def _measure(data: Prepared, seed: int, variant: str, tasks: Sequence[str]) -> l
             part = score.method.partition(", ")[2]
             if name := SHOWN.get((task, score.metric, part)):
                 found.setdefault(name, []).append(score.value)
+    means = {name: float(np.nanmean(values)) for name, values in found.items()}
+    told = ", ".join(f"{name} {value:.4f}" for name, value in means.items())
+    print(f"{data.name}, seed {seed}: {variant}: {told}", file=sys.stderr, flush=True)
     return [
-        {"seed": seed, "variant": variant, "metric": name, "value": float(np.nanmean(values))}
-        for name, values in found.items()
+        {"seed": seed, "variant": variant, "metric": name, "value": value}
+        for name, value in means.items()
     ]
 
 
