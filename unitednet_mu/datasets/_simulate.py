@@ -15,6 +15,7 @@ from scipy.special import expit
 
 from .._compat import quiet_update
 from .._validate import check_random_state, per_modality, unknown_name
+from ._common import categories, check_not_negative
 
 Values = Literal["continuous", "counts", "binary"]
 
@@ -124,7 +125,7 @@ def simulate_multimodal(
     kinds = _kinds(values, sizes)
     fractions = _fractions(missing, sizes)
     _check_sizes(n_obs, n_groups, n_links, n_batches, sizes)
-    _check_not_negative(noise=noise, batch_effect=batch_effect)
+    check_not_negative(noise=noise, batch_effect=batch_effect)
     rng = np.random.default_rng(check_random_state(random_state))
     cells = _Cells(
         groups=rng.permutation(np.arange(n_obs) % n_groups),
@@ -195,12 +196,6 @@ def _check_sizes(
             raise ValueError(f"n_vars: expected modality names without '/', found {mod!r}.")
 
 
-def _check_not_negative(**numbers: float) -> None:
-    for name, number in numbers.items():
-        if not (np.isfinite(number) and number >= 0):
-            raise ValueError(f"{name}: expected a number of 0 or more, found {number!r}.")
-
-
 def _observed(rng: np.random.Generator, n_obs: int, fractions: Mapping[str, float]) -> np.ndarray:
     observed = np.ones((n_obs, len(fractions)), dtype=bool)
     for position, fraction in enumerate(fractions.values()):
@@ -253,18 +248,14 @@ def _assemble(
     with quiet_update():
         mdata = MuData(modalities)
     order = pd.Index(names).get_indexer(mdata.obs_names)
-    mdata.obs["cell_type"] = _categories("group", cells.groups[order], cells.n_groups)
-    mdata.obs["batch"] = _categories("batch", cells.batches[order], cells.n_batches)
+    mdata.obs["cell_type"] = categories("group", cells.groups[order], cells.n_groups)
+    mdata.obs["batch"] = categories("batch", cells.batches[order], cells.n_batches)
     mdata.uns["truth"] = {
         "marker_of": {mod: _texts("group", features.marker) for mod, features in truth.items()},
         "link_of": {mod: _texts("link", features.link) for mod, features in truth.items()},
         "link_sign": {mod: features.sign for mod, features in truth.items()},
     }
     return mdata
-
-
-def _categories(stem: str, codes: np.ndarray, n: int) -> pd.Categorical[str]:
-    return pd.Categorical.from_codes(codes, categories=pd.Index([f"{stem}{i}" for i in range(n)]))
 
 
 def _texts(stem: str, codes: np.ndarray) -> np.ndarray:
