@@ -44,6 +44,7 @@ LAYERS = (
     ("_explain",),
     ("_explain_cross",),
     ("_explain_cells",),
+    ("_stability",),
     ("_sample",),
     ("_results",),
     ("metrics", "datasets", "pp"),
@@ -315,6 +316,7 @@ def test_the_network_never_sees_a_mudata() -> None:
         "_explain",
         "_explain_cross",
         "_explain_cells",
+        "_stability",
     ):
         tree = ast.parse((ROOT / f"{name}.py").read_text("utf-8"))
         assert not {"mudata", "anndata"} & set(imports(tree, ["unitednet_mu"]))
