@@ -45,6 +45,7 @@ LAYERS = (
     ("_explain_cross",),
     ("_explain_cells",),
     ("_stability",),
+    ("_stability_cross",),
     ("_sample",),
     ("_results",),
     ("metrics", "datasets", "pp"),
@@ -317,6 +318,7 @@ def test_the_network_never_sees_a_mudata() -> None:
         "_explain_cross",
         "_explain_cells",
         "_stability",
+        "_stability_cross",
     ):
         tree = ast.parse((ROOT / f"{name}.py").read_text("utf-8"))
         assert not {"mudata", "anndata"} & set(imports(tree, ["unitednet_mu"]))

@@ -14,7 +14,7 @@ from scipy.stats import spearmanr
 from sklearn.metrics import roc_auc_score
 
 import unitednet_mu as un
-from unitednet_mu import _stability
+from unitednet_mu import _stability, _stability_cross
 from unitednet_mu._explain import GroupRelevance
 from unitednet_mu._model import Model
 
@@ -211,6 +211,126 @@ def test_cells_that_lack_a_modality(fitted_mosaic: MuData) -> None:
     assert un.get.relevance(fitted_mosaic)["modality"].unique().tolist() == ["adt"]
 
 
+# ------------------------------------------------------------------ cross-modal
+
+PAIR: dict[str, Any] = {"source": "rna", "target": "adt", "groupby": "cell_type", **FEW}
+KINDS = ("signed", "absolute", "signed_sd", "top_frequency")
+
+
+def pair_of(mdata: MuData, key: str = "unitednet") -> dict[str, Any]:
+    return mdata.uns[key]["cross_relevance"]["adt_from_rna"]
+
+
+def alone_of(cells: MuData, models: list[Model], kind: str) -> np.ndarray:
+    """Values of each model alone: models x groups x source x target features."""
+    found = []
+    for model in models:
+        un.tl.explain(cells, model=model, key_added="alone", top_k=None, **PAIR)
+        stored = pair_of(cells, "alone")[kind]
+        found.append([stored[str(k)].toarray() for k in range(3)])
+    return np.array(found)
+
+
+def test_cross_means_and_spread_are_those_of_each_model_alone(
+    cells: MuData, models: list[Model]
+) -> None:
+    un.tl.explain(cells, model=models, n_top_stable=30, **PAIR)
+    stored = pair_of(cells)
+    signed, absolute = (alone_of(cells, models, kind) for kind in ("signed", "absolute"))
+    for k in range(3):
+        found = {kind: stored[kind][str(k)].toarray() for kind in KINDS}
+        np.testing.assert_allclose(found["signed"], signed[:, k].mean(0), atol=1e-5)
+        np.testing.assert_allclose(found["absolute"], absolute[:, k].mean(0), atol=1e-5)
+        np.testing.assert_allclose(found["signed_sd"], signed[:, k].std(0, ddof=1), atol=1e-5)
+        flat = absolute[:, k].reshape(3, -1)
+        tops = np.zeros_like(flat)
+        np.put_along_axis(tops, np.argsort(-flat, axis=1)[:, :30], 1, axis=1)
+        np.testing.assert_allclose(found["top_frequency"].ravel(), tops.mean(0), atol=1e-6)
+        rho = np.mean([spearmanr(flat[a], flat[b])[0] for a, b in [(0, 1), (0, 2), (1, 2)]])
+        assert stored["params"]["rank_correlation"][k] == pytest.approx(rho, abs=1e-4)
+    assert stored["params"]["n_models"] == 3
+    assert stored["params"]["n_top_stable"] == 30
+    assert stored["params"]["n_cells"].tolist() == [10, 10, 10]
+    assert all(m.dtype == np.float32 for kind in KINDS for m in stored[kind].values())
+
+
+def test_cross_relevance_of_the_strongest_pairs(cells: MuData, models: list[Model]) -> None:
+    """The pairs kept are the strongest by the mean, with the values that all pairs would have."""
+    un.tl.explain(cells, model=models, n_top_stable=30, key_added="whole", **PAIR)
+    un.tl.explain(cells, model=models, n_top_stable=30, top_k=50, **PAIR)
+    whole, part = pair_of(cells, "whole"), pair_of(cells)
+    for k in map(str, range(3)):
+        rows, columns = part["absolute"][k].nonzero()
+        assert len(rows) == 50
+        mean = whole["absolute"][k].toarray()
+        assert mean[rows, columns].min() == pytest.approx(np.sort(mean.ravel())[-50], rel=1e-4)
+        for kind in KINDS:
+            found, expected = (one[kind][k].toarray()[rows, columns] for one in (part, whole))
+            np.testing.assert_allclose(found, expected, atol=1e-5)
+    np.testing.assert_allclose(
+        part["params"]["rank_correlation"], whole["params"]["rank_correlation"], atol=1e-6
+    )
+
+
+def test_rank_correlation_of_drawn_pairs(
+    cells: MuData, models: list[Model], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    un.tl.explain(cells, model=models, key_added="whole", **PAIR)
+    monkeypatch.setattr(_stability_cross, "_RANKED_PAIRS", 500)  # of 800
+    un.tl.explain(cells, model=models, **PAIR)
+    whole, drawn = (pair_of(cells, key)["params"] for key in ("whole", "unitednet"))
+    assert not np.array_equal(whole["rank_correlation"], drawn["rank_correlation"])
+    np.testing.assert_allclose(whole["rank_correlation"], drawn["rank_correlation"], atol=0.1)
+
+
+def test_planted_links_are_stable(cells: MuData, models: list[Model]) -> None:
+    links = cells.uns["truth"]["link_of"]
+    planted = (links["rna"][:, None] == links["adt"][None]) & (links["rna"] != "")[:, None]
+    un.tl.explain(cells, model=models, n_top_stable=40, **PAIR)
+    for k in range(3):
+        frequency = pair_of(cells)["top_frequency"][str(k)].toarray()
+        assert frequency[planted].mean() > 5 * frequency[~planted].mean()
+
+
+def test_cross_table(cells: MuData, models: list[Model]) -> None:
+    columns = ["feature", "target_feature", "group", "value", "absolute", "sign", "rank"]
+    asked = {"source": "rna", "target": "adt"}
+    un.tl.explain(cells, model=models[0], **PAIR)
+    assert list(un.get.cross_relevance(cells, **asked)) == columns
+    un.tl.explain(cells, model=models, **PAIR)
+    table = un.get.cross_relevance(cells, **asked, target_feature="adt_3", group="group2", n_top=5)
+    assert list(table) == [*columns, "sd", "stability"]
+    assert len(table) == 5
+    for row in table.itertuples():
+        i = cells.mod["rna"].var_names.get_loc(row.feature)
+        assert row.sd == pair_of(cells)["signed_sd"]["2"][i, 3]
+        assert row.stability == pair_of(cells)["top_frequency"]["2"][i, 3]
+
+
+def test_cross_relevance_of_a_group_without_cells(cells: MuData, models: list[Model]) -> None:
+    names = cells.obs_names[cells.obs["cell_type"] != "group1"][:12].tolist()
+    for top_k in (None, 20):
+        un.tl.explain(cells, model=models, cells=names, top_k=top_k, **PAIR)
+        stored = pair_of(cells)
+        assert all(stored[kind]["1"].nnz == 0 for kind in KINDS)
+        assert stored["signed"]["0"].nnz
+        assert np.isnan(stored["params"]["rank_correlation"]).tolist() == [False, True, False]
+        table = un.get.cross_relevance(cells, source="rna", target="adt", group="group1")
+        assert table.empty
+
+
+def test_cross_relevance_with_batches(quick: dict[str, Any]) -> None:
+    mdata = un.datasets.simulate_multimodal(n_obs=90, n_groups=3, n_batches=2, random_state=1)
+    un.tl.fit(mdata, labels_key="cell_type", batch_key="batch", **quick)
+    model = un.get.model(mdata)
+    settings = {**PAIR, "transform_batch": "batch1"}
+    un.tl.explain(mdata, model=[model, model], **settings)
+    un.tl.explain(mdata, model=model, key_added="alone", **settings)
+    for k in map(str, range(3)):
+        one, two = (pair_of(mdata, key)["signed"][k].toarray() for key in ("alone", "unitednet"))
+        np.testing.assert_allclose(one, two, atol=1e-6)
+
+
 # ------------------------------------------------------------------ tables and files
 
 
@@ -232,10 +352,16 @@ def test_table_has_columns_only_for_several_models(cells: MuData, models: list[M
 
 def test_round_trip(cells: MuData, models: list[Model], tmp_path: Any) -> None:
     un.tl.explain(cells, model=models, **FEW)
+    un.tl.explain(cells, model=models, top_k=60, **PAIR)
     cells.write(tmp_path / "stable.h5mu")
     read = md.read_h5mu(tmp_path / "stable.h5mu")
     before, after = un.get.relevance(cells), un.get.relevance(read)
     assert before.equals(after)
+    before, after = (
+        un.get.cross_relevance(one, source="rna", target="adt") for one in (cells, read)
+    )
+    assert before.equals(after)
+    assert list(before)[-2:] == ["sd", "stability"]
     params = read.uns["unitednet"]["relevance"]["params"]
     assert params["n_models"] == 3
     assert params["rank_correlation"].shape == (3,)

@@ -262,14 +262,14 @@ def write_cross_relevance(
     model: Model,
     source: str,
     target: str,
-    signed: Sequence[Any],
-    absolute: Sequence[Any],
+    values: Mapping[str, Sequence[Any]],
     params: Mapping[str, Any],
     per_cell: Mapping[str, Any],
 ) -> None:
     """Write cross-modal relevance, one sparse matrix (source x target features) a group.
 
-    `per_cell` is the entry for attributions of single cells, empty where there are none.
+    `values` as in `write_relevance`, with a matrix a group. `per_cell` is the entry for
+    attributions of single cells, empty where there are none.
     """
     specs = {spec.name: spec for spec in model.info.modalities}
     entry: dict[str, Any] = {
@@ -279,8 +279,7 @@ def write_cross_relevance(
         "source_features": np.asarray(specs[source].features, dtype=str),
         "target_features": np.asarray(specs[target].features, dtype=str),
         "params": dict(params),
-        "signed": _by_group(signed),
-        "absolute": _by_group(absolute),
+        **{name: _by_group(matrices) for name, matrices in values.items()},
     }
     if per_cell:
         entry["per_cell"] = dict(per_cell)

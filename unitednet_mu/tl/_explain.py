@@ -18,8 +18,10 @@ from ._explain_job import Job
 from ._explain_models import (
     called_groups,
     explain_groups,
+    explain_pair,
     matched_orders,
     resolve_models,
+    spread_of,
     stability_params,
 )
 
@@ -90,10 +92,11 @@ def explain(
         other seeds or folds, to see what they agree on. All are explained on the same cells, which
         count to the same groups, and background, drawn with the first model's groups. A group of
         the first model is compared with that of the same name where both were trained on labels,
-        else with the one that shares most cells of `mdata` (Hungarian assignment).
+        else with the one that shares most cells of `mdata` (Hungarian assignment). Cross-modal
+        relevance needs no such match.
     n_top_stable
-        Of several models: how many of a group's strongest features, over all modalities together,
-        count as its top.
+        Of several models: how many of a group's strongest features, over all modalities together
+        (or pairs of features, with `source` and `target`), count as its top.
     random_state
         Seed of the sample and background.
     device
@@ -133,7 +136,11 @@ def explain(
         Names, and per group (by its position) sparse float32 matrices, source x target features,
         ``signed`` and ``absolute``: change of the target in its units (binary targets: in the
         logit) that a feature's departure from the background accounts for. Empty for a group
-        without cells to explain. With `per_cell` also ``per_cell``, as above.
+        without cells to explain. With `per_cell` also ``per_cell``, as above. With several models
+        means over them, and also per group ``signed_sd`` and ``top_frequency`` of the same pairs,
+        and the same ``params``. Where only `top_k` pairs are kept, they are the strongest by mean
+        absolute relevance; a model's `n_top_stable` strongest are looked for among all of its
+        pairs, and models' ranks compared over all pairs (250,000 at random where there are more).
 
     Either way:
 
@@ -176,17 +183,15 @@ def explain(
     _check_choice(source, target, output, top_k, transform_batch)
     _check_whole("n_top_stable", n_top_stable)
     models = resolve_models(model, mdata, key_added, device)
-    several, found = len(models) > 1, models[0]
-    if several and per_cell is not False:
+    found = models[0]
+    if len(models) > 1 and per_cell is not False:
         raise ValueError(
             f"per_cell is for one model, and {len(models)} are explained here; leave it out, or "
             "explain one of them."
         )
-    if several and source is not None:
-        raise NotImplementedError("several models: only group relevance so far.")
     explained = _explained(found, source, target)
     data = found.open(mdata)
-    orders = matched_orders(models, data) if several and source is None else []
+    orders = matched_orders(models, data) if len(models) > 1 and source is None else []
     groups = _groups(mdata, data, found, groupby)
     sample = choose_sample(
         data,
@@ -207,14 +212,14 @@ def explain(
         "groupby": groupby or "",
         "random_state": seed,
     }
+    several = len(models) > 1
+    more: dict[str, Sequence[Any]] = {}
+    cell: dict[str, Any] = {}
     if source is None or target is None:
-        more: dict[str, Sequence[Any]] = {}
-        cell: dict[str, Any] = {}
         if several:
             stable = explain_groups(models, orders, job, output, n_top_stable)
-            whole = stable.relevance
-            more = {"signed_sd": stable.signed_sd, "top_frequency": stable.top_frequency}
-            params |= stability_params(len(models), n_top_stable, stable.rank_correlation)
+            whole, more = stable.relevance, spread_of(stable)
+            params |= stability_params(len(models), n_top_stable, stable)
         else:
             whole, cell = job.explain_groups(output, kept)
         params |= {"output": output, "gap": float(whole.gap), "n_cells": whole.n_cells}
@@ -223,13 +228,19 @@ def explain(
         _results.write_relevance(result, keys, found, values, params, cell)
     else:
         n_pairs = _pairs_kept(found, source, target, top_k)
-        batch = _batch_mixture(found, target, transform_batch)
-        pair, cell = job.explain_pair(source, target, batch, n_pairs, kept)
+        batches = [_batch_mixture(one, target, transform_batch) for one in models]
+        if several:
+            stable_pair = explain_pair(
+                models, job, source, target, batches, n_pairs, n_top_stable, seed
+            )
+            pair, more = stable_pair.relevance, spread_of(stable_pair)
+            params |= stability_params(len(models), n_top_stable, stable_pair)
+        else:
+            pair, cell = job.explain_pair(source, target, batches[0], n_pairs, kept)
         params |= {"top_k": n_pairs or 0, "gap": float(pair.gap), "n_cells": pair.n_cells}
+        values = {"signed": pair.signed, "absolute": pair.absolute or [], **more}
         result = _results.target_of(mdata, copy)
-        _results.write_cross_relevance(
-            result, keys, found, source, target, pair.signed, pair.absolute or [], params, cell
-        )
+        _results.write_cross_relevance(result, keys, found, source, target, values, params, cell)
     return result if copy else None
 
 

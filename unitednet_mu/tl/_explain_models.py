@@ -11,6 +11,7 @@ from mudata import MuData
 from .._data import Dataset, ModalitySpec
 from .._model import Model
 from .._stability import GroupStability, group_stability, in_order, match_groups
+from .._stability_cross import CrossStability, Member, cross_stability
 from ._common import resolve_model
 from ._explain_job import Job
 
@@ -140,10 +141,40 @@ def explain_groups(
     return group_stability(parts, n_top)
 
 
-def stability_params(n_models: int, n_top: int, rank_correlation: np.ndarray) -> dict[str, Any]:
+def explain_pair(
+    models: Sequence[Model],
+    job: Job,
+    source: str,
+    target: str,
+    batches: Sequence[np.ndarray | None],
+    top_k: int | None,
+    n_top: int,
+    seed: int,
+) -> CrossStability:
+    """Explain one modality by another with every model, each decoding as its own of `batches`."""
+    sample = job.sample
+    members = [
+        Member(model.network, job.values(sample.cells, batch), job.values(sample.background, batch))
+        for model, batch in zip(models, batches, strict=True)
+    ]
+    pair = job.model.modality_index(source, "source"), job.model.modality_index(target, "target")
+    with job.progress_bar(f"explain {len(models)} models", len(models)) as advance:
+        return cross_stability(
+            members, *pair, top_k=top_k, n_top=n_top, seed=seed, progress=advance
+        )
+
+
+def spread_of(stable: GroupStability | CrossStability) -> dict[str, Sequence[Any]]:
+    """Return how far models agree, as it is stored."""
+    return {"signed_sd": stable.signed_sd, "top_frequency": stable.top_frequency}
+
+
+def stability_params(
+    n_models: int, n_top: int, stable: GroupStability | CrossStability
+) -> dict[str, Any]:
     """Return what is recorded of several models."""
     return {
         "n_models": n_models,
         "n_top_stable": n_top,
-        "rank_correlation": np.asarray(rank_correlation, np.float64),
+        "rank_correlation": stable.rank_correlation,
     }
