@@ -16,7 +16,7 @@ from mudata import MuData
 from scipy import sparse
 
 import unitednet_mu as un
-from unitednet_mu.tl import _explain as tl_explain
+from unitednet_mu.tl import _explain_job as tl_explain
 
 FEW = {"n_cells": 10, "n_background": 12, "progress": False}
 GROUPS = ["group0", "group1", "group2"]

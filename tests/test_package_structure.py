@@ -44,6 +44,8 @@ LAYERS = (
     ("_explain",),
     ("_explain_cross",),
     ("_explain_cells",),
+    ("_stability",),
+    ("_stability_cross",),
     ("_sample",),
     ("_results",),
     ("metrics", "datasets", "pp"),
@@ -315,6 +317,8 @@ def test_the_network_never_sees_a_mudata() -> None:
         "_explain",
         "_explain_cross",
         "_explain_cells",
+        "_stability",
+        "_stability_cross",
     ):
         tree = ast.parse((ROOT / f"{name}.py").read_text("utf-8"))
         assert not {"mudata", "anndata"} & set(imports(tree, ["unitednet_mu"]))

@@ -6,6 +6,7 @@ once per cell, in blocks that stay in cache. Cells x inputs x outputs is never h
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -246,18 +247,12 @@ def cross_relevance(
     strength: list[Floats | sparse.csr_matrix] = []
     with inference(network):
         chain = CrossChain(network, source, target, cells, background)
-        sums = _CrossSums(chain, units)
-        through = absolute and chain.is_narrow(chain.n_outputs)  # signed means need the maps
-        pair_size = chain.pair_size(chain.n_outputs, through=through)
+        sums = CrossSums(chain, units)
         for group in range(n_groups):
-            sums.start(absolute)
-            mine = observing[groups[observing] == group]
-            for chunk in chunks_of(mine, pair_size, network):
-                sums.add(chunk, gap)
-                done += len(chunk)
+            for n_added in sums.gather(observing[groups[observing] == group], gap, absolute):
+                done += n_added
                 if progress is not None:
                     progress(done)
-            sums.settle(gap)
             means = sums.dense() if top_k is None else sums.top(top_k)
             signed.append(means[0])
             strength.extend(means[1:])
@@ -270,7 +265,7 @@ def multiplied_out(inner: Tensor, outer: Tensor) -> Tensor:
     return of_pairs.transpose(1, 2)
 
 
-class _CrossSums:
+class CrossSums:
     """Sums over a group's cells: attributions to the last hidden layer, and absolute relevance."""
 
     def __init__(self, chain: CrossChain, units: bool) -> None:
@@ -279,6 +274,17 @@ class _CrossSums:
             standardiser: Any = chain.network.standardisers[chain.target]
             self.weight = self.weight * standardiser.scale
         self.shape = chain.encoder.side.weight.shape[1], self.weight.shape[1]
+
+    def gather(self, rows: Rows, gap: Gap, absolute: bool) -> Iterator[int]:
+        """Sum over a group's cells, with or without absolute values; yield how many are added."""
+        chain = self.chain
+        through = absolute and chain.is_narrow(chain.n_outputs)  # signed means need the maps
+        pair_size = chain.pair_size(chain.n_outputs, through=through)
+        self.start(absolute)
+        for chunk in chunks_of(rows, pair_size, chain.network):
+            self.add(chunk, gap)
+            yield len(chunk)
+        self.settle(gap)
 
     def start(self, absolute: bool) -> None:
         """Begin a group."""
@@ -348,14 +354,28 @@ class _CrossSums:
             add_absolute(absolute, features, block, self.weight)
         return totals
 
+    def signed(self) -> Tensor:
+        """Mean of signed values, source x target features; NaN without cells."""
+        signed: Tensor = (self.factor / self.n_cells).to(self.weight) @ self.weight
+        return signed
+
+    def signed_at(self, row: Tensor, column: Tensor) -> Tensor:
+        """Mean of signed values of some pairs: looked up, not all computed."""
+        factor = (self.factor / max(self.n_cells, 1)).to(self.weight)
+        signed, by_column = torch.empty(len(row)).to(factor), self.weight.T.contiguous()
+        for start in range(0, len(row), _PAIRS):
+            i, j = row[start : start + _PAIRS], column[start : start + _PAIRS]
+            signed[start : start + _PAIRS] = (factor[i] * by_column[j]).sum(1)
+        return signed
+
     def dense(self) -> list[Floats]:
         """Means of signed and, where there are any, absolute values; NaN without cells."""
-        signed = (self.factor / self.n_cells).to(self.weight) @ self.weight
+        signed = self.signed()
         means = [signed] if self.absolute is None else [signed, self.absolute.div_(self.n_cells)]
         return [mean.cpu().numpy() for mean in means]
 
     def top(self, k: int) -> list[sparse.csr_matrix]:
-        """Means of the strongest pairs; the signed ones are looked up, not all computed."""
+        """Means of the strongest pairs."""
         n_cells = max(self.n_cells, 1)
         factor, absolute = (self.factor / n_cells).to(self.weight), self.absolute
 
@@ -366,10 +386,14 @@ class _CrossSums:
             return weighted.abs_()
 
         row, column = strongest(strength, self.shape, k)
-        signed, by_column = torch.empty(len(row)).to(factor), self.weight.T.contiguous()
-        for start in range(0, len(row), _PAIRS):
-            i, j = row[start : start + _PAIRS], column[start : start + _PAIRS]
-            signed[start : start + _PAIRS] = (factor[i] * by_column[j]).sum(1)
+        signed = self.signed_at(row, column)
         means = [signed] if absolute is None else [signed, absolute[row, column] / n_cells]
-        index = row.cpu().numpy(), column.cpu().numpy()
-        return [sparse.csr_matrix((mean.cpu().numpy(), index), self.shape) for mean in means]
+        return as_csr(means, row, column, self.shape)
+
+
+def as_csr(
+    values: Sequence[Tensor], row: Tensor, column: Tensor, shape: tuple[int, int]
+) -> list[sparse.csr_matrix]:
+    """Values of the same pairs as sparse matrices."""
+    index = row.cpu().numpy(), column.cpu().numpy()
+    return [sparse.csr_matrix((one.cpu().numpy(), index), shape) for one in values]

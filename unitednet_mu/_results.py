@@ -218,27 +218,25 @@ def write_relevance(
     mdata: MuData,
     keys: Keys,
     model: Model,
-    signed: Sequence[np.ndarray],
-    absolute: Sequence[np.ndarray],
+    values: Mapping[str, Sequence[np.ndarray]],
     params: Mapping[str, Any],
     per_cell: Mapping[str, Any],
 ) -> None:
     """Write group relevance into ``.uns`` and, where features are variables, ``.varm``.
 
-    `per_cell` is the entry for attributions of single cells, empty where there are none.
+    `values` are ``signed``, ``absolute`` and, of several models, how far these agree; each has one
+    matrix a modality, features x groups. `per_cell` is the entry for attributions of single cells,
+    empty where there are none.
     """
     modalities: dict[str, Any] = {}
     with writing(mdata):
-        for spec, plus, size in zip(model.info.modalities, signed, absolute, strict=True):
-            modalities[spec.name] = {
-                "features": np.asarray(spec.features, dtype=str),
-                "signed": plus.astype(np.float32),
-                "absolute": size.astype(np.float32),
-            }
+        for m, spec in enumerate(model.info.modalities):
+            block = {name: matrices[m].astype(np.float32) for name, matrices in values.items()}
+            modalities[spec.name] = {"features": np.asarray(spec.features, dtype=str), **block}
             if spec.name in mdata.mod and spec.use_rep is None:
                 adata = mdata.mod[spec.name]
-                adata.varm[keys.relevance] = _by_variable(adata, spec.features, plus)
-                adata.varm[keys.relevance_abs] = _by_variable(adata, spec.features, size)
+                for key, name in ((keys.relevance, "signed"), (keys.relevance_abs, "absolute")):
+                    adata.varm[key] = _by_variable(adata, spec.features, block[name])
         groups = np.asarray(model.info.groups, dtype=str)
         entry: dict[str, Any] = {
             "groups": groups,
@@ -264,14 +262,14 @@ def write_cross_relevance(
     model: Model,
     source: str,
     target: str,
-    signed: Sequence[Any],
-    absolute: Sequence[Any],
+    values: Mapping[str, Sequence[Any]],
     params: Mapping[str, Any],
     per_cell: Mapping[str, Any],
 ) -> None:
     """Write cross-modal relevance, one sparse matrix (source x target features) a group.
 
-    `per_cell` is the entry for attributions of single cells, empty where there are none.
+    `values` as in `write_relevance`, with a matrix a group. `per_cell` is the entry for
+    attributions of single cells, empty where there are none.
     """
     specs = {spec.name: spec for spec in model.info.modalities}
     entry: dict[str, Any] = {
@@ -281,8 +279,7 @@ def write_cross_relevance(
         "source_features": np.asarray(specs[source].features, dtype=str),
         "target_features": np.asarray(specs[target].features, dtype=str),
         "params": dict(params),
-        "signed": _by_group(signed),
-        "absolute": _by_group(absolute),
+        **{name: _by_group(matrices) for name, matrices in values.items()},
     }
     if per_cell:
         entry["per_cell"] = dict(per_cell)

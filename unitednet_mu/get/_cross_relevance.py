@@ -14,7 +14,7 @@ from scipy import sparse
 
 from .._keys import DEFAULT_STEM, Keys
 from ._explanation import build_explanation, check_no_n_top
-from ._ranking import ranked
+from ._ranking import SPREAD, ranked
 from ._slots import check_n_top, choose, command, stored, texts
 
 if TYPE_CHECKING:
@@ -23,13 +23,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class CrossRelevance:
-    """Stored relevance, one matrix a group: source features (rows) x target features."""
+    """Stored relevance, one matrix a group: source features (rows) x target features.
+
+    `spread` holds, by name of the column, how far several models agree; empty for one model.
+    """
 
     groups: list[str]
     source_features: list[str]
     target_features: list[str]
     signed: list[Any]
     absolute: list[Any]
+    spread: dict[str, list[Any]]
 
     def pairs(self, group: str) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any]]:
         """Return row, column, signed and absolute value of every stored pair of a group."""
@@ -40,10 +44,26 @@ class CrossRelevance:
             return rows, columns, np.asarray(signed).ravel(), np.asarray(absolute).ravel()
         stored_pairs = sparse.coo_array(cast("Any", absolute))
         rows, columns = stored_pairs.row, stored_pairs.col
-        if not rows.size:  # scipy answers an empty request with a sparse array
-            return rows, columns, stored_pairs.data, stored_pairs.data
-        value = np.asarray(sparse.csr_array(signed)[rows, columns])
-        return rows, columns, value, stored_pairs.data
+        return rows, columns, _at(signed, rows, columns), stored_pairs.data
+
+    def spread_of(
+        self, group: str, rows: NDArray[Any], columns: NDArray[Any]
+    ) -> dict[str, NDArray[Any]]:
+        """Return how far models agree on pairs of a group, by name of the column."""
+        position = self.groups.index(group)
+        return {
+            name: _at(matrices[position], rows, columns) for name, matrices in self.spread.items()
+        }
+
+
+def _at(matrix: Any, rows: NDArray[Any], columns: NDArray[Any]) -> NDArray[Any]:
+    """Return entries of a matrix, zero where a sparse one stores none."""
+    if not rows.size:  # scipy answers an empty request with a sparse array
+        return np.empty(0, np.float32)
+    held: Any = np.asarray(matrix)
+    if sparse.issparse(matrix):
+        held = sparse.csr_array(cast("Any", matrix))
+    return np.asarray(held[rows, columns])
 
 
 def source_names(source: str | Sequence[str]) -> list[str]:
@@ -101,12 +121,14 @@ def _find(found: Mapping[str, Any], source: Sequence[str], target: str) -> str |
 
 def _parse(entry: Mapping[str, Any]) -> CrossRelevance:
     groups = texts(entry["groups"])
-    signed, absolute = (
-        [entry[name][str(position)] for position in range(len(groups))]
-        for name in ("signed", "absolute")
-    )
+    columns = {"signed": "signed", "absolute": "absolute", **SPREAD}
+    found = {
+        column: [entry[name][str(position)] for position in range(len(groups))]
+        for column, name in columns.items()
+        if name in entry
+    }
     features = texts(entry["source_features"]), texts(entry["target_features"])
-    return CrossRelevance(groups, *features, signed, absolute)
+    return CrossRelevance(groups, *features, found.pop("signed"), found.pop("absolute"), found)
 
 
 @overload
@@ -178,7 +200,11 @@ def cross_relevance(
         ``feature`` (of the source), ``target_feature``, ``group``, ``value`` (signed mean over the
         group's cells, in the target's units), ``absolute`` (mean of absolute values), ``sign`` (-1,
         0 or 1), ``rank`` (within the group, among the features returned, by ``absolute``, 1 is the
-        strongest). Where only the strongest pairs were kept, the others have no row.
+        strongest). Where only the strongest pairs were kept, the others have no row. Where several
+        models were explained, ``value`` and ``absolute`` are means over them, and two columns
+        follow: ``sd`` (standard deviation of the signed value over models) and ``stability`` (share
+        of models in which the pair is among the strongest of the group; ``n_top_stable`` of
+        `tl.explain` says how many these are).
     shap.Explanation
         With `as_explanation`. Rows are the explained cells of `group`, columns the features of the
         source; ``base_values`` and the ``values`` of a cell add up to its prediction of
@@ -231,5 +257,6 @@ def cross_relevance(
         pairs = found.pairs(name)
         rows, columns, signed, absolute = (part[keep[pairs[1]]] for part in pairs)
         names = {"feature": features[rows], "target_feature": targets[columns]}
-        tables.append(ranked(names, name, signed, absolute, n_top))
+        spread = found.spread_of(name, rows, columns)
+        tables.append(ranked(names, name, signed, absolute, n_top, spread))
     return pd.concat(tables, ignore_index=True)

@@ -9,6 +9,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+#: Columns that tell how far several models agree, and the names they are stored under.
+SPREAD = {"sd": "signed_sd", "stability": "top_frequency"}
+
 
 def ranked(
     names: Mapping[str, NDArray[Any]],
@@ -16,6 +19,7 @@ def ranked(
     signed: NDArray[Any],
     absolute: NDArray[Any],
     n_top: int | None,
+    spread: Mapping[str, NDArray[Any]],
 ) -> pd.DataFrame:
     """Return one group's rows, strongest first; entries that are NaN (never observed) are left out.
 
@@ -29,6 +33,8 @@ def ranked(
         Mean relevance with and without sign.
     n_top
         Number of rows to keep, `None` for all.
+    spread
+        Columns to put last.
     """
     known = np.flatnonzero(~(np.isnan(signed) | np.isnan(absolute)))
     order = known[np.argsort(-absolute[known], kind="stable")][:n_top]
@@ -41,5 +47,6 @@ def ranked(
             "absolute": absolute[order],
             "sign": np.sign(value).astype(np.int8),
             "rank": np.arange(1, len(order) + 1),
+            **{column: numbers[order] for column, numbers in spread.items()},
         }
     )

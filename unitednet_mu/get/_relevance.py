@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from .._keys import DEFAULT_STEM
 from ._explanation import build_explanation, check_no_n_top
-from ._ranking import ranked
+from ._ranking import SPREAD, ranked
 from ._slots import check_n_top, choose, command, stored, texts
 
 if TYPE_CHECKING:
@@ -22,11 +22,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ModalityRelevance:
-    """Relevance of one modality's features: `signed` and `absolute` are features x groups."""
+    """Relevance of one modality's features: `signed` and `absolute` are features x groups.
+
+    So are `sd` and `stability`, which are there where several models were explained.
+    """
 
     features: list[str]
     signed: NDArray[Any]
     absolute: NDArray[Any]
+    sd: NDArray[Any] | None = None
+    stability: NDArray[Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -59,8 +64,12 @@ def read_relevance(mdata: MuData, *, key_added: str = DEFAULT_STEM) -> Relevance
 def _block(block: Any, n_groups: int) -> ModalityRelevance:
     features = texts(block["features"])
     shape = (len(features), n_groups)
-    signed, absolute = (np.asarray(block[name]).reshape(shape) for name in ("signed", "absolute"))
-    return ModalityRelevance(features, signed, absolute)
+    found = [
+        np.asarray(block[name]).reshape(shape)
+        for name in ("signed", "absolute", *SPREAD.values())
+        if name in block
+    ]
+    return ModalityRelevance(features, *found)
 
 
 @overload
@@ -122,7 +131,10 @@ def relevance(
         ``feature``, ``modality``, ``group``, ``value`` (signed mean over the group's cells, in the
         units of the explained output), ``absolute`` (mean of absolute values), ``sign`` (-1, 0 or
         1), ``rank`` (within the group by ``absolute``, 1 is the strongest). Features that no cell
-        of the group was measured for have no row.
+        of the group was measured for have no row. Where several models were explained, ``value``
+        and ``absolute`` are means over them, and two columns follow: ``sd`` (standard deviation of
+        the signed value over models) and ``stability`` (share of models in which the feature is
+        among the strongest of the group; ``n_top_stable`` of `tl.explain` says how many these are).
     shap.Explanation
         With `as_explanation`. Rows are all explained cells that have one of the modalities,
         whichever group they are of: ``values[i, j]`` is what feature j contributes to the output of
@@ -176,8 +188,20 @@ def relevance(
     signed = np.concatenate([block.signed for block in blocks])
     absolute = np.concatenate([block.absolute for block in blocks])
     columns = [found.groups.index(name) for name in groups]
+    spread = {
+        name: np.concatenate([getattr(block, name) for block in blocks])
+        for name in SPREAD
+        if all(getattr(block, name) is not None for block in blocks)
+    }
     tables = [
-        ranked(names, name, signed[:, column], absolute[:, column], n_top)
+        ranked(
+            names,
+            name,
+            signed[:, column],
+            absolute[:, column],
+            n_top,
+            {what: values[:, column] for what, values in spread.items()},
+        )
         for name, column in zip(groups, columns, strict=True)
     ]
     return pd.concat(tables, ignore_index=True)

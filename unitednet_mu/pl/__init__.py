@@ -6,6 +6,7 @@ from ._history import history
 from ._modality_weights import modality_weights
 from ._prediction import prediction
 from ._relevance import relevance
+from ._stability import stability
 from ._transfer import transfer
 
 __all__ = [
@@ -15,5 +16,6 @@ __all__ = [
     "modality_weights",
     "prediction",
     "relevance",
+    "stability",
     "transfer",
 ]

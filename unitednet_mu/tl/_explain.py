@@ -2,31 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
 from mudata import MuData
-from tqdm.auto import tqdm
 
 from .. import _results
 from .._data import Dataset
-from .._explain import ExplainSample, GroupRelevance, Progress, group_relevance
-from .._explain_cells import CellRelevance, cell_cross_relevance, cell_group_relevance
-from .._explain_cross import CrossRelevance, cross_relevance
 from .._keys import DEFAULT_STEM, check_key_added
 from .._model import Model
-from .._sample import Sample, choose_sample
-from .._train import threads_for
+from .._sample import choose_sample
 from .._validate import as_names, check_mudata, check_random_state, obs_column, unknown_name
-from ._common import resolve_model
+from ._explain_job import Job
+from ._explain_models import (
+    called_groups,
+    explain_groups,
+    explain_pair,
+    matched_orders,
+    resolve_models,
+    spread_of,
+    stability_params,
+)
 
 #: Pairs of features beyond which only the strongest are kept by default.
 _DENSE_PAIRS = 250_000
-#: Most that attributions of single cells may take.
-_PER_CELL_BYTES = 2**30
 
 
 def explain(
@@ -43,7 +43,8 @@ def explain(
     per_cell: bool | Sequence[str] = False,
     top_k: int | Literal["auto"] | None = "auto",
     transform_batch: str | None = None,
-    model: Model | None = None,
+    model: Model | Sequence[Model] | None = None,
+    n_top_stable: int = 20,
     random_state: int = 0,
     device: str = "auto",
     progress: bool = True,
@@ -87,7 +88,15 @@ def explain(
         Of cross-modal relevance: as which batch to decode; by default the even mixture of the
         batches that measured the target.
     model
-        Model to use instead of the one stored in `mdata`.
+        Model to use instead of the one stored in `mdata`; or several, fits of the same data with
+        other seeds or folds, to see what they agree on. All are explained on the same cells, which
+        count to the same groups, and background, drawn with the first model's groups. A group of
+        the first model is compared with that of the same name where both were trained on labels,
+        else with the one that shares most cells of `mdata` (Hungarian assignment). Cross-modal
+        relevance needs no such match.
+    n_top_stable
+        Of several models: how many of a group's strongest features, over all modalities together
+        (or pairs of features, with `source` and `target`), count as its top.
     random_state
         Seed of the sample and background.
     device
@@ -111,7 +120,13 @@ def explain(
         `per_cell` also ``per_cell``: the names of the ``outputs``, ``base_values`` (float32, cells
         of the sample x outputs) and per modality the ``cells`` that have it, the attributions
         ``values`` (float32, these cells x features x outputs), whichever group a cell is of, and
-        the features' ``data``.
+        the features' ``data``. With several models ``signed`` and ``absolute`` are means over
+        them, and there are per modality ``signed_sd`` (standard deviation over models of the signed
+        values, ``ddof=1``) and ``top_frequency`` (share of models in which the feature is among the
+        `n_top_stable` strongest of the group by absolute relevance), float32, features x groups; in
+        ``params`` also ``n_models``, ``n_top_stable`` and ``rank_correlation`` (float64, per group:
+        mean over pairs of models of Spearman's correlation of the absolute relevance of all
+        features). ``gap`` is the largest of all models'.
     ``mdata[mod].varm["unitednet_relevance"]``, ``["unitednet_relevance_abs"]`` : float32
         The same, features x groups.
 
@@ -121,7 +136,11 @@ def explain(
         Names, and per group (by its position) sparse float32 matrices, source x target features,
         ``signed`` and ``absolute``: change of the target in its units (binary targets: in the
         logit) that a feature's departure from the background accounts for. Empty for a group
-        without cells to explain. With `per_cell` also ``per_cell``, as above.
+        without cells to explain. With `per_cell` also ``per_cell``, as above. With several models
+        means over them, and also per group ``signed_sd`` and ``top_frequency`` of the same pairs,
+        and the same ``params``. Where only `top_k` pairs are kept, they are the strongest by mean
+        absolute relevance; a model's `n_top_stable` strongest are looked for among all of its
+        pairs, and models' ranks compared over all pairs (250,000 at random where there are more).
 
     Either way:
 
@@ -134,7 +153,9 @@ def explain(
         `mdata` is not a MuData, or `model` not a model.
     ValueError
         Only one of `source` and `target`, an argument of the one explanation given to the other,
-        unknown names, no cell or background with the modalities, or `per_cell` past its limit.
+        unknown names, no cell or background with the modalities, or `per_cell` past its limit or
+        with several models. Models that do not fit together: other modalities, features, layers,
+        likelihoods, labels or number of groups.
     RuntimeError
         Attributions do not add up to the output.
 
@@ -160,9 +181,17 @@ def explain(
     keys = check_key_added(mdata, key_added)
     seed = check_random_state(random_state)
     _check_choice(source, target, output, top_k, transform_batch)
-    found = resolve_model(model, mdata, key_added, device)
+    _check_whole("n_top_stable", n_top_stable)
+    models = resolve_models(model, mdata, key_added, device)
+    found = models[0]
+    if len(models) > 1 and per_cell is not False:
+        raise ValueError(
+            f"per_cell is for one model, and {len(models)} are explained here; leave it out, or "
+            "explain one of them."
+        )
     explained = _explained(found, source, target)
     data = found.open(mdata)
+    orders = matched_orders(models, data) if len(models) > 1 and source is None else []
     groups = _groups(mdata, data, found, groupby)
     sample = choose_sample(
         data,
@@ -174,7 +203,7 @@ def explain(
         background=background,
         seed=seed,
     )
-    job = _Job(found, data, groups, sample, progress)
+    job = Job(found, data, groups, sample, progress)
     kept = job.outputs_kept(per_cell, explained, target)
     params = {
         "cells": np.asarray(data.obs_names[sample.cells], dtype=str),
@@ -183,20 +212,35 @@ def explain(
         "groupby": groupby or "",
         "random_state": seed,
     }
+    several = len(models) > 1
+    more: dict[str, Sequence[Any]] = {}
+    cell: dict[str, Any] = {}
     if source is None or target is None:
-        whole, cell = job.explain_groups(output, kept)
+        if several:
+            stable = explain_groups(models, orders, job, output, n_top_stable)
+            whole, more = stable.relevance, spread_of(stable)
+            params |= stability_params(len(models), n_top_stable, stable)
+        else:
+            whole, cell = job.explain_groups(output, kept)
         params |= {"output": output, "gap": float(whole.gap), "n_cells": whole.n_cells}
+        values = {"signed": whole.signed, "absolute": whole.absolute, **more}
         result = _results.target_of(mdata, copy)
-        _results.write_relevance(result, keys, found, whole.signed, whole.absolute, params, cell)
+        _results.write_relevance(result, keys, found, values, params, cell)
     else:
         n_pairs = _pairs_kept(found, source, target, top_k)
-        batch = _batch_mixture(found, target, transform_batch)
-        pair, cell = job.explain_pair(source, target, batch, n_pairs, kept)
+        batches = [_batch_mixture(one, target, transform_batch) for one in models]
+        if several:
+            stable_pair = explain_pair(
+                models, job, source, target, batches, n_pairs, n_top_stable, seed
+            )
+            pair, more = stable_pair.relevance, spread_of(stable_pair)
+            params |= stability_params(len(models), n_top_stable, stable_pair)
+        else:
+            pair, cell = job.explain_pair(source, target, batches[0], n_pairs, kept)
         params |= {"top_k": n_pairs or 0, "gap": float(pair.gap), "n_cells": pair.n_cells}
+        values = {"signed": pair.signed, "absolute": pair.absolute or [], **more}
         result = _results.target_of(mdata, copy)
-        _results.write_cross_relevance(
-            result, keys, found, source, target, pair.signed, pair.absolute or [], params, cell
-        )
+        _results.write_cross_relevance(result, keys, found, source, target, values, params, cell)
     return result if copy else None
 
 
@@ -207,9 +251,8 @@ def _check_choice(source: Any, target: Any, output: Any, top_k: Any, transform_b
         )
     if output not in ("logits", "probabilities"):
         raise ValueError(unknown_name("output", output, ("logits", "probabilities")))
-    whole = isinstance(top_k, (int, np.integer)) and not isinstance(top_k, bool)
-    if not (top_k is None or top_k == "auto" or (whole and top_k >= 1)):
-        raise ValueError(f"top_k: expected 'auto', None or an integer >= 1, found {top_k!r}.")
+    if top_k is not None and top_k != "auto":
+        _check_whole("top_k", top_k, "'auto', None or ")
     if source is not None and output != "logits":
         raise ValueError(
             f"output is for group relevance, and {target!r} is explained by {source!r} here; leave "
@@ -226,6 +269,12 @@ def _check_choice(source: Any, target: Any, output: Any, top_k: Any, transform_b
             )
 
 
+def _check_whole(name: str, found: Any, other: str = "") -> None:
+    whole = isinstance(found, (int, np.integer)) and not isinstance(found, bool)
+    if not whole or found < 1:
+        raise ValueError(f"{name}: expected {other}an integer >= 1, found {found!r}.")
+
+
 def _explained(model: Model, source: str | None, target: str | None) -> list[int]:
     """Positions of the modalities whose features are explained."""
     if source is None or target is None:
@@ -237,9 +286,7 @@ def _explained(model: Model, source: str | None, target: str | None) -> list[int
 def _groups(mdata: MuData, data: Dataset, model: Model, groupby: str | None) -> np.ndarray:
     """Group of each cell as a position among the model's groups, -1 where it has none."""
     if groupby is None:
-        logits = model.encode(data).logits
-        seen = ~np.isnan(logits).any(1)
-        return np.where(seen, np.nan_to_num(logits).argmax(1), -1).astype(np.int64)
+        return called_groups(model, data)
     codes, names = as_names(obs_column(mdata, groupby, "groupby"))
     known = {name: index for index, name in enumerate(model.info.groups)}
     unknown = [name for name in names if name not in known]
@@ -263,124 +310,3 @@ def _batch_mixture(model: Model, target: str, transform_batch: str | None) -> np
     """As which batch all cells are decoded; None where decoders are not conditioned on it."""
     vectors = model.batch_vectors(target, transform_batch)
     return np.asarray(vectors.mean(0).cpu()) if model.network.n_batches else None
-
-
-@dataclass(frozen=True)
-class _Job:
-    """What is explained, with what, and whether a progress bar is shown."""
-
-    model: Model
-    data: Dataset
-    groups: np.ndarray
-    sample: Sample
-    progress: bool
-
-    def outputs_kept(
-        self, per_cell: bool | Sequence[str], explained: Sequence[int], target: str | None
-    ) -> list[int]:
-        """Positions of the outputs whose attributions are kept of every cell."""
-        names: Sequence[str] = self.model.info.groups
-        if target is not None:
-            names = self._features(target)
-        if isinstance(per_cell, bool):
-            kept = list(range(len(names))) if per_cell else []
-        else:
-            asked = [per_cell] if isinstance(per_cell, str) else list(per_cell)
-            if not asked:
-                raise ValueError(
-                    "per_cell: expected names of outputs, True or False, found an empty list."
-                )
-            what = "per_cell: group" if target is None else f"per_cell: feature of {target!r}"
-            position = {name: k for k, name in enumerate(names)}
-            for name in asked:
-                if name not in position:
-                    raise ValueError(unknown_name(what, name, names))
-            kept = [position[name] for name in dict.fromkeys(asked)]
-        modalities = [self.model.info.modalities[m] for m in explained]
-        n_cells = self.data.observed[self.sample.cells][:, list(explained)].sum(0)
-        n_values = len(kept) * sum(
-            int(n) * len(spec.features) for n, spec in zip(n_cells, modalities, strict=True)
-        )
-        if 4 * n_values > _PER_CELL_BYTES:
-            raise ValueError(
-                f"per_cell: expected attributions of at most {_PER_CELL_BYTES / 2**30:.3g} GiB, "
-                f"found {len(self.sample.cells)} cells x "
-                f"{sum(len(spec.features) for spec in modalities)} features x {len(kept)} outputs, "
-                f"{4 * n_values / 2**30:.3g} GiB. Lower n_cells, or name fewer outputs."
-            )
-        return kept
-
-    def explain_groups(
-        self, output: Literal["logits", "probabilities"], kept: list[int]
-    ) -> tuple[GroupRelevance, dict[str, Any]]:
-        """Relevance for groups, and the entry for attributions of single cells."""
-        network, cells = self.model.network, self._values(self.sample.cells)
-        background = self._values(self.sample.background)
-        with self._progress_bar() as advance:
-            whole = group_relevance(network, cells, background, output=output, progress=advance)
-        if not kept:
-            return whole, {}
-        with self._progress_bar("explain every cell") as advance:
-            cell = cell_group_relevance(
-                network, cells, background, kept, output=output, progress=advance
-            )
-        groups = [self.model.info.groups[k] for k in kept]
-        return whole, self._entry(groups, cells, cell)
-
-    def explain_pair(
-        self,
-        source: str,
-        target: str,
-        batch: np.ndarray | None,
-        top_k: int | None,
-        kept: list[int],
-    ) -> tuple[CrossRelevance, dict[str, Any]]:
-        """Relevance of one modality for another, and the entry for that of single cells."""
-        network, cells = self.model.network, self._values(self.sample.cells, batch)
-        background = self._values(self.sample.background, batch)
-        pair = (
-            self.model.modality_index(source, "source"),
-            self.model.modality_index(target, "target"),
-        )
-        with self._progress_bar() as advance:
-            whole = cross_relevance(
-                network, *pair, cells, background, top_k=top_k, progress=advance
-            )
-        if not kept:
-            return whole, {}
-        with self._progress_bar("explain every cell") as advance:
-            cell = cell_cross_relevance(network, *pair, cells, background, kept, progress=advance)
-        features = self._features(target)
-        return whole, self._entry([features[k] for k in kept], cells, cell)
-
-    def _entry(
-        self, outputs: Sequence[str], cells: ExplainSample, relevance: CellRelevance
-    ) -> dict[str, Any]:
-        names = np.asarray(self.data.obs_names[self.sample.cells], dtype=str)
-        return _results.per_cell_entry(self.model, outputs, names, cells, relevance)
-
-    def _features(self, modality: str) -> Sequence[str]:
-        return self.model.info.modalities[self.model.modality_index(modality, "target")].features
-
-    def _values(self, cells: np.ndarray, batch: np.ndarray | None = None) -> ExplainSample:
-        """Values of `cells` as the engine takes them: every cell is a row of every modality."""
-        observed = self.data.observed[cells]
-        x: list[Any] = []
-        for m, source in enumerate(self.data.sources):
-            has = observed[:, m]
-            # rows of cells that lack the modality repeat another's: they are never read
-            rows = np.where(has, np.cumsum(has) - 1, 0)
-            x.append(source.sparse_or_dense(cells[has])[rows] if has.any() else None)
-        batches = None if batch is None else np.repeat(batch[None], len(cells), 0)
-        n_groups = len(self.model.info.groups)
-        return ExplainSample(x, observed, self.groups[cells], batches, n_groups)
-
-    @contextmanager
-    def _progress_bar(self, what: str = "explain") -> Iterator[Progress]:
-        total = len(self.sample.cells)
-        n_features = sum(len(spec.features) for spec in self.model.info.modalities)
-        with (
-            threads_for(total * n_features),
-            tqdm(total=total, desc=what, unit="cell", disable=not self.progress) as bar,
-        ):
-            yield lambda done: bar.update(done - bar.n)

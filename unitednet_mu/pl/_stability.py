@@ -1,0 +1,155 @@
+"""How far several models agree on the strongest features of every group."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+from mudata import MuData
+
+from .._keys import DEFAULT_STEM
+from ..get import relevance as get_relevance
+from ..get._slots import check_n_top, choose, command, stored, texts
+from ._matrix import add_colour_scale
+from ._style import LABEL, SEQUENTIAL, TICK, TITLE, literal, literals, panels
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.cm import ScalarMappable
+
+N_COLUMNS = 4
+#: Area in square points of a dot.
+DOT = 34.0
+_LINE = "#777777"
+
+
+def stability(
+    mdata: MuData,
+    *,
+    group: str | Sequence[str] | None = None,
+    modality: str | Sequence[str] | None = None,
+    n_top: int = 15,
+    key_added: str = DEFAULT_STEM,
+    ax: Axes | None = None,
+) -> list[Axes]:
+    """Relevance of every group's strongest features with its spread over models, one panel a group.
+
+    Rows are the features with the largest mean absolute relevance, the strongest on top. A dot is
+    the mean over models of the signed relevance, the bar one standard deviation over models to
+    either side. The darker the dot, the larger the share of models in which the feature is among
+    the group's strongest. The title gives the mean rank correlation between models, over all
+    features.
+
+    Parameters
+    ----------
+    mdata
+        A MuData explained by `tl.explain` with several models.
+    group
+        The group or groups to draw; all by default.
+    modality
+        The modality or modalities to take features from; all by default.
+    n_top
+        Number of features to draw of each group.
+    key_added
+        The stem that the results were stored under.
+    ax
+        Axes to draw in, where one group is drawn; new ones by default.
+
+    Returns
+    -------
+    list of matplotlib.axes.Axes
+        One a group.
+
+    Raises
+    ------
+    TypeError
+        `mdata` is not a MuData.
+    ValueError
+        No relevance is stored, or of one model only; a group or modality is unknown, `n_top` is not
+        positive, or `ax` is given for several groups.
+
+    Examples
+    --------
+    >>> import unitednet_mu as un
+    >>> un.tl.explain(mdata, model=[first, second, third])  # doctest: +SKIP
+    >>> un.pl.stability(mdata, group="B", n_top=10)  # doctest: +SKIP
+    """
+    check_n_top(n_top)
+    run = command("explain", "mdata", "model=[...]", key_added=key_added)
+    found = stored(mdata, "relevance", key_added=key_added, run=run)
+    groups = texts(found["groups"])
+    params = found["params"]
+    if "rank_correlation" not in params:
+        raise ValueError(
+            f"relevance stored under {key_added!r} is of one model, expected of several; run {run} "
+            "with two models or more."
+        )
+    names = choose(groups, group, "group")
+    table = get_relevance(mdata, group=names, modality=modality, n_top=n_top, key_added=key_added)
+    agreement = dict(zip(groups, np.atleast_1d(params["rank_correlation"]), strict=True))
+    labels = _labels(table, several=len(found["modalities"]) > 1)
+    size = (2.0 + 0.05 * max(map(len, labels), default=0), 0.9 + 0.17 * n_top)
+    figure, axes = panels(len(names), ax, panel=size, n_columns=N_COLUMNS, narrow="group=")
+    for axis, name in zip(axes, names, strict=True):
+        rows = np.flatnonzero(table["group"] == name)
+        drawn = _draw(axis, table.iloc[rows], [labels[row] for row in rows])
+        axis.set_title(
+            f"{literal(name)}\n{_agreement(agreement[name])}", fontsize=TITLE, fontweight="bold"
+        )
+    for axis in axes[-N_COLUMNS:]:
+        axis.set_xlabel(f"mean relevance ± sd, {int(params['n_models'])} models", fontsize=LABEL)
+    share = f"share of models with the feature among the top {int(params['n_top_stable'])}"
+    add_colour_scale(figure, axes, drawn, share)
+    return axes
+
+
+def _labels(table: pd.DataFrame, *, several: bool) -> list[str]:
+    """Return the features' names as text to draw, with the modality where there are several."""
+    names = literals(list(table["feature"]), 24)
+    if not several:
+        return names
+    return [f"{name} ({literal(m, 12)})" for name, m in zip(names, table["modality"], strict=True)]
+
+
+def _agreement(correlation: float) -> str:
+    if np.isnan(correlation):
+        return "rank correlation undefined"
+    return f"rank correlation {correlation:z.2f}"
+
+
+def _draw(ax: Axes, rows: pd.DataFrame, labels: list[str]) -> ScalarMappable:
+    places = np.arange(len(rows))
+    ax.axvline(0, color=_LINE, linewidth=0.8, zorder=0)
+    ax.errorbar(
+        rows["value"],
+        places,
+        xerr=rows["sd"],
+        fmt="none",
+        ecolor=_LINE,
+        elinewidth=1.0,
+        capsize=2.0,
+        zorder=1,
+    )
+    drawn = ax.scatter(
+        rows["value"],
+        places,
+        s=DOT,
+        c=rows["stability"],
+        cmap=SEQUENTIAL,
+        vmin=0,
+        vmax=1,
+        edgecolors="#000000",
+        linewidths=0.6,
+        zorder=2,
+    )
+    if not len(rows):
+        ax.text(0, 0, "no cell explained", ha="center", va="center", fontsize=TICK)
+        ax.set_xticks([])
+    ax.set_yticks(places, labels, fontsize=TICK)
+    ax.set_ylim(max(len(rows), 1) - 0.5, -0.5)
+    ax.locator_params(axis="x", nbins=4)
+    ax.tick_params(labelsize=TICK)
+    ax.spines[["top", "right"]].set_visible(False)
+    return drawn
