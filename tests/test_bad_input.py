@@ -326,6 +326,8 @@ SEEDED: dict[str, Callable[[MuData, Any], Any]] = {
         m, m, random_state=seed, progress=False
     ),
     "simulate_multimodal": lambda _, seed: un.datasets.simulate_multimodal(random_state=seed),
+    "simulate_regulation": lambda _, seed: un.datasets.simulate_regulation(random_state=seed),
+    "simulate_two_views": lambda _, seed: un.datasets.simulate_two_views(random_state=seed),
 }
 
 
