@@ -109,6 +109,17 @@ CALLS: dict[str, tuple[Callable[..., Any], Call]] = {
             m, model=_model(r), n_cells=3, n_background=3, progress=False, key_added=key
         ),
     ),
+    "explain several": (
+        un.tl.explain,
+        lambda m, r, key: un.tl.explain(
+            m,
+            model=[_model(r), _model(r)],
+            n_cells=3,
+            n_background=3,
+            progress=False,
+            key_added=key,
+        ),
+    ),
     "explain pair": (
         un.tl.explain,
         lambda m, r, key: un.tl.explain(
@@ -127,6 +138,7 @@ CALLS: dict[str, tuple[Callable[..., Any], Call]] = {
 #: Of `explain`'s slots, those of one way of calling it.
 ONLY = {
     "explain": lambda slot: "cross_relevance" not in slot.keys,
+    "explain several": lambda slot: "cross_relevance" not in slot.keys,
     "explain pair": lambda slot: (
         slot.keys[-1] not in ("relevance", "unitednet_relevance", "unitednet_relevance_abs")
     ),

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
+import matplotlib.pyplot as plt
 import mudata as md
 import numpy as np
 import pytest
+from matplotlib.collections import LineCollection
 from mudata import MuData
 from scipy.stats import spearmanr
 from sklearn.metrics import roc_auc_score
@@ -331,6 +334,67 @@ def test_cross_relevance_with_batches(quick: dict[str, Any]) -> None:
         np.testing.assert_allclose(one, two, atol=1e-6)
 
 
+# ------------------------------------------------------------------ refits
+
+
+def test_refits_are_fits_with_the_next_seeds(paired: MuData, quick: dict[str, Any]) -> None:
+    """A supervised model and its refits are what `tl.fit` makes with these seeds."""
+    fits = []
+    for seed in (7, 8, 9):
+        un.tl.fit(paired, labels_key="cell_type", random_state=seed, **quick)
+        fits.append(un.get.model(paired))
+    un.tl.explain(paired, model=fits, key_added="by_hand", **FEW)
+    before = fits[0].to_dict()["sha256"]
+    un.tl.explain(paired, model=fits[0], n_repeats=2, device="cpu", **FEW)
+    found, expected = (paired.uns[key]["relevance"] for key in ("unitednet", "by_hand"))
+    for name, block in found["modalities"].items():
+        for kind in KINDS:
+            np.testing.assert_array_equal(block[kind], expected["modalities"][name][kind])
+    assert found["params"]["n_models"] == 3
+    assert fits[0].to_dict()["sha256"] == before
+
+
+def test_refits_find_as_many_groups(quick: dict[str, Any]) -> None:
+    mdata = un.datasets.simulate_multimodal(n_obs=120, n_groups=3, n_batches=2, random_state=1)
+    un.tl.fit(mdata, n_groups=3, batch_key="batch", **quick)
+    stored = mdata.uns["unitednet"]["model"]["sha256"]
+    un.tl.explain(mdata, n_repeats=1, device="cpu", **FEW)
+    un.tl.explain(mdata, n_repeats=1, device="cpu", **{**PAIR, "groupby": None})
+    assert mdata.uns["unitednet"]["model"]["sha256"] == stored  # refits are not kept
+    assert mdata.uns["unitednet"]["relevance"]["groups"].tolist() == ["0", "1", "2"]
+    assert pair_of(mdata)["params"]["n_models"] == 2
+    assert np.nanmax(blocks_of(mdata)["rna"]["signed_sd"]) > 1e-4
+
+
+def test_refits_need_what_the_model_was_trained_on(fitted: MuData, fingerprint: Any) -> None:
+    model = un.get.model(fitted)
+    query = fitted.copy()
+    del query.mod["adt"]
+    query.update()
+    unlabelled = fitted.copy()
+    del unlabelled.obs["cell_type"]
+    for mdata, message in ((query, "adt"), (unlabelled, "column 'cell_type' not found")):
+        before = fingerprint(mdata)
+        with pytest.raises(ValueError, match=message):
+            un.tl.explain(mdata, model=model, n_repeats=1, **FEW)
+        assert fingerprint(mdata) == before
+
+
+def test_progress_of_several_models(fitted: MuData, capfd: pytest.CaptureFixture) -> None:
+    model = un.get.model(fitted)
+    few = {**FEW, "progress": False}
+    un.tl.explain(fitted, n_repeats=1, **few)
+    un.tl.explain(fitted, model=[model, model], **{**PAIR, **few})
+    assert capfd.readouterr() == ("", "")
+    few["progress"] = True
+    un.tl.explain(fitted, model=[model, model], **few)
+    un.tl.explain(fitted, model=[model, model], **{**PAIR, **few})
+    shown = capfd.readouterr()
+    assert shown.out == ""
+    for bar in ("explain model 1 of 2", "explain model 2 of 2", "explain 2 models"):
+        assert bar in shown.err
+
+
 # ------------------------------------------------------------------ tables and files
 
 
@@ -365,6 +429,26 @@ def test_round_trip(cells: MuData, models: list[Model], tmp_path: Any) -> None:
     params = read.uns["unitednet"]["relevance"]["params"]
     assert params["n_models"] == 3
     assert params["rank_correlation"].shape == (3,)
+
+
+def test_slots_in_full(cells: MuData, models: list[Model]) -> None:
+    """Several models add these, and nothing else."""
+    un.tl.explain(cells, model=models[0], key_added="one", **FEW)
+    un.tl.explain(cells, model=models[0], key_added="one", **PAIR)
+    un.tl.explain(cells, model=models, **FEW)
+    un.tl.explain(cells, model=models, **PAIR)
+    one, several = cells.uns["one"], cells.uns["unitednet"]
+    spread, params = {"signed_sd", "top_frequency"}, {"n_models", "n_top_stable"}
+    params.add("rank_correlation")
+    assert set(several["relevance"]) == set(one["relevance"])
+    assert set(pair_of(cells)) == set(pair_of(cells, "one")) | spread
+    for name, block in blocks_of(cells).items():
+        assert set(block) == set(blocks_of(cells, "one")[name]) | spread
+    for found, alone in (
+        (several["relevance"], one["relevance"]),
+        (pair_of(cells), pair_of(cells, "one")),
+    ):
+        assert set(found["params"]) == set(alone["params"]) | params
 
 
 # ------------------------------------------------------------------ refusals
@@ -402,6 +486,9 @@ def test_models_that_do_not_fit(cells: MuData, models: list[Model], fingerprint:
         ({"model": [None, None]}, TypeError, r"model\[0\]: expected a unitednet_mu model"),
         ({"model": "a file"}, TypeError, "model: expected a unitednet_mu model"),
         ({"per_cell": True}, ValueError, "per_cell is for one model, and 3 are explained"),
+        ({"n_repeats": 2}, ValueError, "n_repeats refits one model, and 3 are given"),
+        ({"n_repeats": -1}, ValueError, "n_repeats: expected 0 or an integer >= 1, found -1"),
+        ({"model": None, "n_repeats": 1, "per_cell": True}, ValueError, "and 2 are explained"),
         ({"n_top_stable": 0}, ValueError, "n_top_stable: expected an integer >= 1, found 0"),
         ({"n_top_stable": True}, ValueError, "n_top_stable: expected an integer >= 1, found True"),
     ],
@@ -419,3 +506,67 @@ def test_refusals(
     with pytest.raises(error, match=message):
         un.tl.explain(cells, **{"model": models, **FEW, **change})
     assert fingerprint(cells) == before
+
+
+# ------------------------------------------------------------------ plot
+
+
+@pytest.fixture
+def explained(cells: MuData, models: list[Model]) -> Iterator[MuData]:
+    un.tl.explain(cells, model=models, n_top_stable=5, **FEW)
+    yield cells
+    plt.close("all")
+
+
+def test_plot_draws_what_is_stored(explained: MuData) -> None:
+    axes = un.pl.stability(explained, n_top=6)
+    assert len(axes) == 3
+    correlation = explained.uns["unitednet"]["relevance"]["params"]["rank_correlation"]
+    for k, ax in enumerate(axes):
+        table = un.get.relevance(explained, group=GROUPS[k], n_top=6)
+        dots = ax.collections[-1]
+        np.testing.assert_allclose(dots.get_offsets()[:, 0], table["value"], rtol=1e-6)
+        np.testing.assert_allclose(dots.get_array(), table["stability"], rtol=1e-6)
+        bars = next(c for c in ax.collections if isinstance(c, LineCollection)).get_segments()
+        ends = np.array([bar[:, 0] for bar in bars])
+        np.testing.assert_allclose(ends[:, 0], table["value"] - table["sd"], rtol=1e-5)
+        np.testing.assert_allclose(ends[:, 1], table["value"] + table["sd"], rtol=1e-5)
+        labels = [label.get_text() for label in ax.get_yticklabels()]
+        rows = zip(table["feature"], table["modality"], strict=True)
+        assert labels == [f"{feature} ({modality})" for feature, modality in rows]
+        assert ax.get_ylim()[0] > ax.get_ylim()[1]  # the strongest on top
+        assert ax.get_title() == f"{GROUPS[k]}\nrank correlation {correlation[k]:.2f}"
+    figure = axes[0].get_figure()
+    figure.draw_without_rendering()
+    assert "mean relevance ± sd, 3 models" in axes[0].get_xlabel()
+    assert figure.axes[-1].get_ylabel() == "frequency in the top 5"
+
+
+def test_plot_draws_where_it_is_told(explained: MuData) -> None:
+    _, ax = plt.subplots()
+    assert un.pl.stability(explained, group="group1", modality="adt", ax=ax) == [ax]
+    assert len(plt.get_fignums()) == 1
+    assert all(label.get_text().startswith("adt_") for label in ax.get_yticklabels())
+    with pytest.raises(ValueError, match=r"ax: expected None for 3 panels.*group="):
+        un.pl.stability(explained, ax=ax)
+    with pytest.raises(ValueError, match="group 'B' not found"):
+        un.pl.stability(explained, group="B")
+    with pytest.raises(ValueError, match="n_top"):
+        un.pl.stability(explained, n_top=0)
+
+
+def test_plot_of_a_group_without_cells(cells: MuData, models: list[Model]) -> None:
+    names = cells.obs_names[cells.obs["cell_type"] != "group1"][:12].tolist()
+    un.tl.explain(cells, model=models, groupby="cell_type", cells=names, **FEW)
+    ax = un.pl.stability(cells)[1]
+    assert [text.get_text() for text in ax.texts] == ["no cell explained"]
+    assert ax.get_title().endswith("rank correlation undefined")
+    plt.close("all")
+
+
+def test_plot_needs_several_models(cells: MuData, models: list[Model]) -> None:
+    with pytest.raises(ValueError, match=r"no relevance stored.*explain\(mdata, model=\[...\]\)"):
+        un.pl.stability(cells)
+    un.tl.explain(cells, model=models[0], **FEW)
+    with pytest.raises(ValueError, match="is of one model, expected of several; run"):
+        un.pl.stability(cells)

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 N_COLUMNS = 4
 #: Area in square points of a dot.
 DOT = 34.0
+#: Height of a panel in rows that the colour scale needs.
+LEAST_ROWS = 8
 _LINE = "#777777"
 
 
@@ -90,7 +92,8 @@ def stability(
     table = get_relevance(mdata, group=names, modality=modality, n_top=n_top, key_added=key_added)
     agreement = dict(zip(groups, np.atleast_1d(params["rank_correlation"]), strict=True))
     labels = _labels(table, several=len(found["modalities"]) > 1)
-    size = (2.0 + 0.05 * max(map(len, labels), default=0), 0.9 + 0.17 * n_top)
+    n_rows = max(int(table["group"].value_counts().max()) if len(table) else 0, LEAST_ROWS)
+    size = (2.0 + 0.05 * max(map(len, labels), default=0), 0.9 + 0.17 * n_rows)
     figure, axes = panels(len(names), ax, panel=size, n_columns=N_COLUMNS, narrow="group=")
     for axis, name in zip(axes, names, strict=True):
         rows = np.flatnonzero(table["group"] == name)
@@ -100,8 +103,7 @@ def stability(
         )
     for axis in axes[-N_COLUMNS:]:
         axis.set_xlabel(f"mean relevance ± sd, {int(params['n_models'])} models", fontsize=LABEL)
-    share = f"share of models with the feature among the top {int(params['n_top_stable'])}"
-    add_colour_scale(figure, axes, drawn, share)
+    add_colour_scale(figure, axes, drawn, f"frequency in the top {int(params['n_top_stable'])}")
     return axes
 
 

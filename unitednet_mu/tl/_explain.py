@@ -24,6 +24,7 @@ from ._explain_models import (
     spread_of,
     stability_params,
 )
+from ._fit import refit
 
 #: Pairs of features beyond which only the strongest are kept by default.
 _DENSE_PAIRS = 250_000
@@ -44,6 +45,7 @@ def explain(
     top_k: int | Literal["auto"] | None = "auto",
     transform_batch: str | None = None,
     model: Model | Sequence[Model] | None = None,
+    n_repeats: int = 0,
     n_top_stable: int = 20,
     random_state: int = 0,
     device: str = "auto",
@@ -94,6 +96,10 @@ def explain(
         the first model is compared with that of the same name where both were trained on labels,
         else with the one that shares most cells of `mdata` (Hungarian assignment). Cross-modal
         relevance needs no such match.
+    n_repeats
+        Refit this often with other seeds, and explain the model and its refits as several models,
+        the model first. Data, labels or number of groups, batches and settings are the model's;
+        `mdata` must have them, and should be what it was trained on.
     n_top_stable
         Of several models: how many of a group's strongest features, over all modalities together
         (or pairs of features, with `source` and `target`), count as its top.
@@ -153,9 +159,10 @@ def explain(
         `mdata` is not a MuData, or `model` not a model.
     ValueError
         Only one of `source` and `target`, an argument of the one explanation given to the other,
-        unknown names, no cell or background with the modalities, or `per_cell` past its limit or
-        with several models. Models that do not fit together: other modalities, features, layers,
-        likelihoods, labels or number of groups.
+        unknown names, no cell or background with the modalities, or `per_cell` past its limit.
+        `per_cell` or `n_repeats` with several models, or models that do not fit together: other
+        modalities, features, layers, likelihoods, labels or number of groups. With `n_repeats`,
+        `mdata` lacks what the model was trained on.
     RuntimeError
         Attributions do not add up to the output.
 
@@ -182,16 +189,13 @@ def explain(
     seed = check_random_state(random_state)
     _check_choice(source, target, output, top_k, transform_batch)
     _check_whole("n_top_stable", n_top_stable)
+    if n_repeats != 0:
+        _check_whole("n_repeats", n_repeats, "0 or ")
     models = resolve_models(model, mdata, key_added, device)
     found = models[0]
-    if len(models) > 1 and per_cell is not False:
-        raise ValueError(
-            f"per_cell is for one model, and {len(models)} are explained here; leave it out, or "
-            "explain one of them."
-        )
+    _check_several(len(models), n_repeats, per_cell)
     explained = _explained(found, source, target)
     data = found.open(mdata)
-    orders = matched_orders(models, data) if len(models) > 1 and source is None else []
     groups = _groups(mdata, data, found, groupby)
     sample = choose_sample(
         data,
@@ -203,6 +207,8 @@ def explain(
         background=background,
         seed=seed,
     )
+    if n_repeats:
+        models += refit(mdata, found, n_repeats=n_repeats, progress=progress)
     job = Job(found, data, groups, sample, progress)
     kept = job.outputs_kept(per_cell, explained, target)
     params = {
@@ -217,6 +223,7 @@ def explain(
     cell: dict[str, Any] = {}
     if source is None or target is None:
         if several:
+            orders = matched_orders(models, data)
             stable = explain_groups(models, orders, job, output, n_top_stable)
             whole, more = stable.relevance, spread_of(stable)
             params |= stability_params(len(models), n_top_stable, stable)
@@ -267,6 +274,18 @@ def _check_choice(source: Any, target: Any, output: Any, top_k: Any, transform_b
                 f"{name} is for cross-modal relevance, and groups are explained here; name source "
                 "and target, or leave it out."
             )
+
+
+def _check_several(n_models: int, n_repeats: int, per_cell: bool | Sequence[str]) -> None:
+    if n_models > 1 and n_repeats:
+        raise ValueError(
+            f"n_repeats refits one model, and {n_models} are given; leave one of them out."
+        )
+    if n_models + n_repeats > 1 and per_cell is not False:
+        raise ValueError(
+            f"per_cell is for one model, and {n_models + n_repeats} are explained here; leave it "
+            "out, or explain one of them."
+        )
 
 
 def _check_whole(name: str, found: Any, other: str = "") -> None:

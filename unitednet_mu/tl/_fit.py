@@ -189,6 +189,39 @@ def fit(
     return result if copy else None
 
 
+def refit(mdata: MuData, model: Model, *, n_repeats: int, progress: bool) -> list[Model]:
+    """Train anew with the seeds after the model's; all else as the model was trained.
+
+    Data, labels or number of groups, batches, network and training settings are its own. A model
+    that was continued from another is trained from scratch.
+
+    Raises
+    ------
+    ValueError
+        `mdata` lacks a modality, or the column of labels or batches; a value of them is unknown to
+        the model.
+    """
+    info = model.info
+    found = None if info.labels_key is not None else len(info.groups)
+    if found is not None:
+        info = dataclasses.replace(info, groups=())
+    data = open_dataset(mdata, info.modalities)
+    info = _with_labels(mdata, data, info, info.labels_key)
+    info = _with_batches(mdata, data, info, info.batch_key, fixed=True)
+    _check_size(data, len(info.groups) or found or 1)
+    seeds = [(info.random_state + k) % 2**32 for k in range(1, n_repeats + 1)]
+    return [
+        train_new(
+            data,
+            dataclasses.replace(info, random_state=seed),
+            n_groups=found,
+            device=model.device,
+            progress=progress,
+        )[0]
+        for seed in seeds
+    ]
+
+
 def _check_choice(
     labels_key: str | None, n_groups: Any, model: Model | None, reset_head: bool
 ) -> None:
