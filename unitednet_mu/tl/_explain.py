@@ -175,6 +175,10 @@ def explain(
     -----
     Shrikumar et al. 2017 (rescale rule), Lundberg & Lee 2017 (averaging over a background).
 
+    Cross-modal relevance says what a prediction rests on, which need not be what regulates: of
+    features that vary together any may stand for all. Single links are found better by regression
+    (benchmark of recovered links).
+
     Examples
     --------
     >>> import unitednet_mu as un
