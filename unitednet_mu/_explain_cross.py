@@ -188,7 +188,7 @@ def cross_relevance(
     tolerance: float = 1e-3,
     progress: Progress | None = None,
 ) -> CrossRelevance:
-    """Which features of one modality drive which features of another, per group.
+    """Which features of one modality the prediction of which of another rests on, per group.
 
     From the source's input to the target's linear predictor: standardised values where they are
     continuous, logits where they are binary. Where decoders are conditioned on the batch, a cell

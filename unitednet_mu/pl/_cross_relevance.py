@@ -1,4 +1,4 @@
-"""Cross-modal relevance: which features of one modality drive which of another, within a group."""
+"""Cross-modal relevance: which features of one modality another is predicted from, in a group."""
 
 from __future__ import annotations
 

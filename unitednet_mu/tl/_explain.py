@@ -1,4 +1,4 @@
-"""Which features make a group, and which features of one modality drive those of another in it."""
+"""Which features make a group, and what predictions rest on in it."""
 
 from __future__ import annotations
 
