@@ -152,7 +152,7 @@ def fit(
     >>> mdata = un.datasets.simulate_multimodal(n_obs=60, n_groups=2)
     >>> un.tl.fit(mdata, labels_key="cell_type", training={"max_epochs": 2}, progress=False)
     >>> mdata.uns["unitednet"]["groups"].tolist()
-    ['group_0', 'group_1']
+    ['group0', 'group1']
     """
     check_mudata(mdata)
     keys = check_key_added(mdata, key_added)
