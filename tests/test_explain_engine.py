@@ -26,7 +26,9 @@ FEATURES, N_GROUPS = (9, 6, 4), 3
 EXACT = 1e-8  # of the largest value, in float64
 
 
-def make_network(n_modalities=2, n_batches=0, likelihoods=None, dtype=torch.float64, **config):
+def make_network(
+    n_modalities=2, n_batches=0, likelihoods=None, dtype=torch.float64, direct=True, **config
+):
     """A small network with every part away from its initial state."""
     torch.manual_seed(0)
     settings_ = {"n_latent": 5, "n_hidden": (8,), "n_projector": 6, **config}
@@ -43,6 +45,12 @@ def make_network(n_modalities=2, n_batches=0, likelihoods=None, dtype=torch.floa
         standardiser.mean.normal_()
         standardiser.scale.uniform_(0.5, 3.0)
     with torch.no_grad():
+        for source in range(n_modalities * direct):
+            for target in set(range(n_modalities)) - {source}:
+                if likelihoods[target] == "gaussian":
+                    path = network.add_direct_path(source, target)
+                    path.weight.normal_(std=0.3)
+                    path.offset.normal_()
         network.fusion.logits.normal_()
         network.temperature.fill_(1.7)
         for _ in range(5):  # statistics of batch normalisation
@@ -90,7 +98,7 @@ class Cross(nn.Module):
 
     def forward(self, x):
         batch = None if self.batch is None else self.batch.expand(len(x), -1)
-        return self.network.decode(self.target, self.network.encode(self.source, x), batch)
+        return self.network.translate(self.source, self.target, x, batch)
 
 
 class Exp(nn.Module):
@@ -266,10 +274,11 @@ def test_standardised_units():
     n_latent=st.integers(1, 4),
     n_modalities=st.integers(2, 3),
     n_batches=st.sampled_from([0, 2]),
+    direct=st.booleans(),
     sizes=st.tuples(st.integers(3, 4), st.integers(1, 4)),
 )
-def test_any_architecture_equals_shap(n_modalities, n_batches, sizes, **config):
-    network = make_network(n_modalities, n_batches, **config)
+def test_any_architecture_equals_shap(n_modalities, n_batches, direct, sizes, **config):
+    network = make_network(n_modalities, n_batches, direct=direct, **config)
     cells, background = make_sample(network, sizes[0], 1), make_sample(network, sizes[1], 2)
     scale = network.standardisers[-1].scale.numpy()
     check_cross(network, 0, n_modalities - 1, cells, background, scale)

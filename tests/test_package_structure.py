@@ -36,6 +36,7 @@ LAYERS = (
     ("_rebuild",),
     ("_model",),
     ("_novelty",),
+    ("_direct_path",),
     ("_held_out",),
     ("_fit",),
     ("_adapt",),

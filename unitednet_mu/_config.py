@@ -117,6 +117,12 @@ class NetworkConfig(_Config):
         features are many and noisy, little where they are few and clean.
     linear_path
         A linear map beside each encoder's and decoder's hidden layers.
+    direct_path
+        A linear map from each modality to each other continuous one beside the code, for what the
+        code does not carry: ridge regression of what the trained network's prediction leaves over.
+        Its penalty is the one that predicts held-out cells best; there is no path where none
+        helps, where none are held out, or where features of source x target are more than 4
+        million.
     fusion
         ``"modality"``: one learned weight per modality; ``"dimension"``: one per modality and code
         dimension.
@@ -133,6 +139,7 @@ class NetworkConfig(_Config):
     dropout: float = 0.3
     input_dropout: float | None = None
     linear_path: bool = True
+    direct_path: bool = True
     fusion: Literal["modality", "dimension"] = "modality"
     discriminators: bool = False
 

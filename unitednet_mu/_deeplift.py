@@ -209,7 +209,13 @@ def block_shape(device: torch.device) -> tuple[int, int]:
     return _BLOCK if device.type == "cpu" else _BLOCK_ON_DEVICE
 
 
-def add_absolute(total: Tensor, features: Tensor, block: Tensor, weight: Tensor) -> None:
+def add_absolute(
+    total: Tensor,
+    features: Tensor,
+    block: Tensor,
+    weight: Tensor,
+    beside: tuple[Tensor, Tensor] | None = None,
+) -> None:
     """Add each cell's absolute relevance to `total` (source x target features).
 
     Parameters
@@ -220,14 +226,20 @@ def add_absolute(total: Tensor, features: Tensor, block: Tensor, weight: Tensor)
         Attributions to the last hidden layer, C x R x J.
     weight
         Of the last layer, R x target features.
+    beside
+        What a linear map beside the chain adds: values of each cell, C x J, and weights, J x target
+        features.
     """
     width, first, last = block_shape(total.device)[1], int(features[0]), int(features[-1]) + 1
     for start in range(0, weight.shape[1], width):
         part = weight[:, start : start + width]
         one = total.new_empty(len(features), part.shape[1])
         several = torch.zeros_like(one)
-        for cell in block:
+        for number, cell in enumerate(block):
             torch.mm(cell.T, part, out=one)
+            if beside is not None:
+                values, direct = beside
+                one.addcmul_(values[number, :, None], direct[:, start : start + width])
             several.add_(one.abs_())
         if last - first == len(features):  # contiguous, in place at less cost
             total[first:last, start : start + width] += several

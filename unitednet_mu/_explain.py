@@ -191,11 +191,10 @@ def encoder_chain(
     return EncoderChain(encoder, standardiser, background.x[m], rows, sparse_cells)
 
 
-def network_codes(network: UnitedNetwork, m: int, sample: ExplainSample, rows: Rows) -> Tensor:
-    """Encode as the network itself does: attributions are checked with it."""
+def network_values(network: UnitedNetwork, x: Values | None, rows: Rows) -> Tensor:
+    """Values as the network itself reads them: attributions are checked with its answers."""
     like = network.fusion.logits
-    x = torch.as_tensor(dense_rows(sample.x[m], rows), dtype=like.dtype, device=like.device)
-    return network.encode(m, x)
+    return torch.as_tensor(dense_rows(x, rows), dtype=like.dtype, device=like.device)
 
 
 def chunks_of(rows: Rows, pair_size: int, network: UnitedNetwork) -> Iterator[Rows]:
@@ -244,7 +243,7 @@ class GroupChain:
         shape = len(rows), len(network.shapes), network.config.n_latent
         codes = torch.zeros(shape).to(network.fusion.logits)
         for m in self.encoders:
-            codes[:, m] = network_codes(network, m, sample, rows)
+            codes[:, m] = network.encode(m, network_values(network, sample.x[m], rows))
         logits = network.group_logits(network.fusion(codes, self.mask.expand(len(rows), -1)))
         if self.output == "probabilities":
             return logits.softmax(1)

@@ -128,6 +128,7 @@ def cell_cross_relevance(
     with inference(network):
         chain = CrossChain(network, source, target, cells, background)
         weight, side = chain.weight[:, chosen], chain.encoder.side
+        direct = None if chain.direct is None else chain.direct[:, chosen]
         scale, shift = _units(network, target, chosen)
         through, every = chain.is_narrow(len(chosen)), np.arange(len(chosen))
         for chunk in chunks_of(rows, chain.pair_size(len(chosen), through=through), network):
@@ -139,7 +140,10 @@ def cell_cross_relevance(
                 if through
                 else side.attributions(values, multiplied_out(inner, outer))
             )
+            difference = chain.difference(values)
             for features, block in attributions:
+                if direct is not None:
+                    block = block + difference[:, None, features] * direct[features].T
                 totals += block.sum(2)
                 found.put(source, chunk, features, every, block.mT * scale)
             base = chain.check(chunk, totals, gap, chosen)

@@ -36,7 +36,7 @@ from ._explain import (
     chunks_of,
     encoder_chain,
     inference,
-    network_codes,
+    network_values,
 )
 from ._network import UnitedNetwork
 
@@ -89,7 +89,10 @@ class CrossChain:
             )
         rows = background.rows_observing(np.arange(len(network.shapes)) == source)
         self.encoder = encoder_chain(network, source, cells, background, rows)
-        self.codes = network_codes(network, source, background, rows)
+        values = network_values(network, background.x[source], rows)
+        self.codes = network.encode(source, values)
+        path = network.direct_path(source, target)
+        self.reference = 0.0 if path is None else path(network.standardisers[source](values))
         decoder: Any = network.decoders[target]
         self.steps, self.linear_path = compile_layers(decoder.deep), decoder.linear_path
         # cell and background share the batch: its columns of the linear path explain nothing
@@ -99,7 +102,22 @@ class CrossChain:
         self.n_latent, self.n_outputs = n_latent, int(n_outputs)
         self.n_hidden: int = self.encoder.side.weight.shape[0]
         n_features: int = self.encoder.side.weight.shape[1]
+        self.direct = self._direct()
         self._block = min(n_features, block_shape(self.codes.device)[0])
+
+    def _direct(self) -> Tensor | None:
+        """Weights of the direct path from the user's units, source x target features."""
+        path = self.network.direct_path(self.source, self.target)
+        if path is None:
+            return None
+        standardiser: Any = self.network.standardisers[self.source]
+        weight: Tensor = path.weight / standardiser.scale[:, None]
+        return weight
+
+    def difference(self, values: Tensor) -> Tensor:
+        """Values of cells less the background's mean, C x features: what the direct path reads."""
+        difference: Tensor = values - self.encoder.side.background.mean(0)
+        return difference
 
     def is_narrow(self, n_outputs: int) -> bool:
         """Whether going through the code takes less than multiplying out, to the wide layer."""
@@ -147,7 +165,7 @@ class CrossChain:
         means = []
         for one in first.tolist():
             as_batch = None if batch is None else batch[one].expand(len(self.codes), -1)
-            reference = network.decode(self.target, self.codes, as_batch)
+            reference = network.decode(self.target, self.codes, as_batch) + self.reference
             means.append(reference.mean(0))
             gap.depart(reference - means[-1])
         return torch.stack(means)[kind.ravel()]
@@ -166,8 +184,8 @@ class CrossChain:
         -------
         What they depart from, as `base` gives it, C x target features that are chosen.
         """
-        codes = network_codes(self.network, self.source, self.cells, rows)
-        predictor = self.network.decode(self.target, codes, self._batch(rows))
+        values = network_values(self.network, self.cells.x[self.source], rows)
+        predictor = self.network.translate(self.source, self.target, values, self._batch(rows))
         base = self.base(rows, gap)
         departure = predictor - base
         gap.depart(departure)
@@ -269,10 +287,11 @@ class CrossSums:
     """Sums over a group's cells: attributions to the last hidden layer, and absolute relevance."""
 
     def __init__(self, chain: CrossChain, units: bool) -> None:
-        self.chain, self.weight = chain, chain.weight
+        self.chain, self.weight, self.direct = chain, chain.weight, chain.direct
         if units and chain.network.shapes[chain.target].likelihood == "gaussian":
             standardiser: Any = chain.network.standardisers[chain.target]
             self.weight = self.weight * standardiser.scale
+            self.direct = None if self.direct is None else self.direct * standardiser.scale
         self.shape = chain.encoder.side.weight.shape[1], self.weight.shape[1]
 
     def gather(self, rows: Rows, gap: Gap, absolute: bool) -> Iterator[int]:
@@ -292,6 +311,7 @@ class CrossSums:
         self.factor = torch.zeros(
             self.shape[0], len(self.weight), dtype=precise(device), device=device
         )
+        self.differences = self.factor.new_zeros(self.shape[0])  # what the direct path reads
         self.absolute: Tensor | None = None  # the last group's is gone before the next is made
         if absolute:
             self.absolute = torch.zeros(self.shape, dtype=self.weight.dtype, device=device)
@@ -305,7 +325,12 @@ class CrossSums:
         else:
             totals = self._add_absolute(values, inner, outer, self.absolute)
         self.n_cells += len(rows)
-        self.chain.check(rows, totals.to(self.chain.weight) @ self.chain.weight, gap)
+        totals = totals.to(self.chain.weight) @ self.chain.weight
+        if self.chain.direct is not None:
+            difference = self.chain.difference(values)
+            self.differences += difference.sum(0)
+            totals += difference @ self.chain.direct
+        self.chain.check(rows, totals, gap)
         if self.waiting.n_cells >= _WAITING_CELLS:
             self.settle(gap)
 
@@ -343,6 +368,7 @@ class CrossSums:
         """Add to `factor` and `absolute`, and return each cell's sum over features (C x R)."""
         side, factor = self.chain.encoder.side, self.factor
         totals = factor.new_zeros(len(values), factor.shape[1])
+        difference = self.chain.difference(values)
         attributions = (
             side.attributions_through(values, inner, outer)
             if self.chain.is_narrow(self.chain.n_outputs)
@@ -351,12 +377,22 @@ class CrossSums:
         for features, block in attributions:
             factor.index_add_(0, features, block.sum(0).T.to(factor.dtype))
             totals += block.sum(2)
-            add_absolute(absolute, features, block, self.weight)
+            beside = None
+            if self.direct is not None:
+                beside = difference[:, features], self.direct[features]
+            add_absolute(absolute, features, block, self.weight, beside)
         return totals
 
     def signed(self) -> Tensor:
         """Mean of signed values, source x target features; NaN without cells."""
-        signed: Tensor = (self.factor / self.n_cells).to(self.weight) @ self.weight
+        return self._rows(0, self.shape[0], self.n_cells)
+
+    def _rows(self, start: int, stop: int, n_cells: int) -> Tensor:
+        """Mean of signed values of the source features from `start` to `stop`."""
+        signed: Tensor = (self.factor[start:stop] / n_cells).to(self.weight) @ self.weight
+        if self.direct is not None:
+            mean = (self.differences[start:stop] / n_cells).to(self.weight)
+            signed.addcmul_(mean[:, None], self.direct[start:stop])
         return signed
 
     def signed_at(self, row: Tensor, column: Tensor) -> Tensor:
@@ -366,6 +402,9 @@ class CrossSums:
         for start in range(0, len(row), _PAIRS):
             i, j = row[start : start + _PAIRS], column[start : start + _PAIRS]
             signed[start : start + _PAIRS] = (factor[i] * by_column[j]).sum(1)
+            if self.direct is not None:
+                mean = (self.differences[i] / max(self.n_cells, 1)).to(factor)
+                signed[start : start + _PAIRS] += mean * self.direct[i, j]
         return signed
 
     def dense(self) -> list[Floats]:
@@ -376,14 +415,12 @@ class CrossSums:
 
     def top(self, k: int) -> list[sparse.csr_matrix]:
         """Means of the strongest pairs."""
-        n_cells = max(self.n_cells, 1)
-        factor, absolute = (self.factor / n_cells).to(self.weight), self.absolute
+        n_cells, absolute = max(self.n_cells, 1), self.absolute
 
         def strength(start: int, stop: int) -> Tensor:
             if absolute is not None:
                 return absolute[start:stop]
-            weighted: Tensor = factor[start:stop] @ self.weight
-            return weighted.abs_()
+            return self._rows(start, stop, n_cells).abs_()
 
         row, column = strongest(strength, self.shape, k)
         signed = self.signed_at(row, column)

@@ -10,6 +10,7 @@ import pandas as pd
 import torch
 
 from ._data import Dataset
+from ._direct_path import choose_penalties, penalties_of, set_direct_paths
 from ._held_out import FEW_CELLS, calibrate, expected_accuracy
 from ._model import Model, ModelInfo
 from ._network import ModalityShape, UnitedNetwork
@@ -58,7 +59,7 @@ def train_new(
         return model, history
     if refit is None and len(data.canonical) >= _MANY_CELLS:
         return model, history
-    return _refitted(model, history, *train(_without_held_out(data, info, history)))
+    return _refitted(data, model, history, *train(_without_held_out(data, info, history)))
 
 
 def _without_held_out(data: Dataset, info: ModelInfo, history: pd.DataFrame) -> ModelInfo:
@@ -77,11 +78,12 @@ def _without_held_out(data: Dataset, info: ModelInfo, history: pd.DataFrame) -> 
 
 
 def _refitted(
-    held_out: Model, first: pd.DataFrame, model: Model, second: pd.DataFrame
+    data: Dataset, held_out: Model, first: pd.DataFrame, model: Model, second: pd.DataFrame
 ) -> tuple[Model, pd.DataFrame]:
-    """Model trained on all cells, with the temperature and accuracy that held-out cells gave."""
+    """Model trained on all cells, with what held-out cells told of the one before."""
     model.info = replace(model.info, training=held_out.info.training)
     model.network.temperature.copy_(held_out.network.temperature)
+    set_direct_paths(model.network, data, data.canonical, penalties_of(held_out.network))
     model.accuracy = held_out.accuracy
     second = second.assign(phase="refit " + second["phase"], epoch=second["epoch"] + len(first))
     return model, pd.concat([first, second], ignore_index=True)
@@ -147,6 +149,7 @@ def _finish(
     if before is not None:
         measured = _either(measured, before.info.batch_measured)
     model = Model(trainer.network, replace(info, batch_measured=measured))
+    _add_direct_paths(trainer, data, before)
     held_out = _subset(data, trainer.held_out)
     if held_out is not None and new_head and info.labels_key is not None:
         calibrate(model, held_out)
@@ -155,6 +158,20 @@ def _finish(
     elif held_out is not None:
         model.accuracy = expected_accuracy(model, held_out)
     return model, history
+
+
+def _add_direct_paths(trainer: Trainer, data: Dataset, before: Model | None) -> None:
+    """Solve for the maps beside the code; a network trained on keeps their penalties."""
+    network = trainer.network
+    if not network.config.direct_path:
+        return
+    if before is not None:
+        penalties = penalties_of(network)
+    elif len(trainer.held_out) >= FEW_CELLS:
+        penalties = choose_penalties(network, data, trainer.train_cells, trainer.held_out)
+    else:
+        return
+    set_direct_paths(network, data, trainer.train_cells, penalties)
 
 
 def _either(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -58,14 +58,19 @@ def expected_accuracy(model: Model, held_out: Dataset) -> dict[str, np.ndarray]:
     }
     return {
         Keys(DEFAULT_STEM).predicted(sources, target): _accuracy(
-            model, held_out, groups, fused[sources], target
+            model, held_out, groups, fused[sources], sources, target
         )
         for sources, target in predictions
     }
 
 
 def _accuracy(
-    model: Model, held_out: Dataset, groups: np.ndarray, fused: np.ndarray, target: str
+    model: Model,
+    held_out: Dataset,
+    groups: np.ndarray,
+    fused: np.ndarray,
+    sources: Sequence[str],
+    target: str,
 ) -> np.ndarray:
     m = model.modality_index(target, "target")
     spec = held_out.sources[m].spec
@@ -74,12 +79,12 @@ def _accuracy(
     if len(cells) < FEW_CELLS:
         return found
     r = Correlation(len(spec.features), len(model.info.groups))
-    for block, true, predicted in _compared(model, held_out, cells, fused, target):
+    for block, true, predicted in _compared(model, held_out, cells, fused, sources, target):
         r.add(true, predicted, groups[block])
     found[:2] = r.overall(), r.within()
     if spec.likelihood != "binary":
         some = cells[np.linspace(0, len(cells) - 1, min(len(cells), _ERROR_CELLS)).astype(int)]
-        compared = _compared(model, held_out, some, fused, target)
+        compared = _compared(model, held_out, some, fused, sources, target)
         found[2:] = _quantiles(
             np.concatenate([true - predicted for _, true, predicted in compared])
         )
@@ -87,13 +92,20 @@ def _accuracy(
 
 
 def _compared(
-    model: Model, held_out: Dataset, cells: np.ndarray, fused: np.ndarray, target: str
+    model: Model,
+    held_out: Dataset,
+    cells: np.ndarray,
+    fused: np.ndarray,
+    sources: Sequence[str],
+    target: str,
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """Yield cells, their measurements, their predictions; only blocks of cells are ever dense."""
     source = held_out.sources[model.modality_index(target, "target")]
     for start in range(0, len(cells), _ACCURACY_CELLS):
         block = cells[start : start + _ACCURACY_CELLS]
-        yield block, source.take(block), model.decode(fused[block], target)
+        predicted = model.decode(fused[block], target)
+        model.add_direct(held_out.subset(block), sources, target, predicted)
+        yield block, source.take(block), predicted
 
 
 def _quantiles(errors: np.ndarray) -> np.ndarray:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from . import _storage
 from ._data import Batch, Dataset, check_values, open_dataset
 from ._info import ModelInfo as ModelInfo
-from ._network import UnitedNetwork
+from ._network import Standardiser, UnitedNetwork
 from ._rebuild import rebuild
 from ._validate import unknown_name
 
@@ -197,14 +197,43 @@ class Model:
         for cells that have none of the sources.
         """
         data = mdata if isinstance(mdata, Dataset) else self.open(mdata)
-        return self.decode(
-            self.encode(data, modalities=as_list(source)).fused, target, transform_batch
-        )
+        fused = self.encode(data, modalities=as_list(source)).fused
+        predicted = self.decode(fused, target, transform_batch)
+        self.add_direct(data, as_list(source), target, predicted)
+        return predicted
+
+    @torch.no_grad()
+    def add_direct(
+        self, data: Dataset, sources: Sequence[str], target: str, predicted: np.ndarray
+    ) -> None:
+        """Add to decoded values, in place, what direct paths know beyond the codes.
+
+        Several sources weigh as their codes do.
+        """
+        network, m = self.network, self.modality_index(target, "target")
+        used = np.zeros(len(network.shapes), dtype=bool)
+        used[[self.modality_index(name, "source") for name in sources]] = True
+        paths = {s: network.direct_path(s, m) for s in np.flatnonzero(used).tolist()}
+        scale = cast("Standardiser", network.standardisers[m]).scale
+        for s, path in paths.items():
+            if path is None:
+                continue
+            cells = np.flatnonzero(data.observed[:, s])
+            for start in range(0, len(cells), _INFERENCE_CELLS):
+                chunk = cells[start : start + _INFERENCE_CELLS]
+                observed = torch.from_numpy(data.observed[chunk] & used).to(self.device)
+                weight = network.fusion.weights(observed).mean(2)[:, s, None]
+                x = torch.from_numpy(data.sources[s].take(chunk)).to(self.device)
+                added = path(network.standardisers[s](x)) * weight * scale
+                predicted[chunk] += added.cpu().numpy()
 
     def decode(
         self, fused: np.ndarray, target: str, transform_batch: str | None = None
     ) -> np.ndarray:
-        """Predict one modality from fused codes (cells x n_latent); NaN rows stay NaN."""
+        """Predict one modality from fused codes (cells x n_latent); NaN rows stay NaN.
+
+        :meth:`predict` adds what direct paths know beyond the codes.
+        """
         m = self.modality_index(target, "target")
         batches = self.batch_vectors(target, transform_batch)
         out = np.full((len(fused), self.network.shapes[m].n_features), np.nan, np.float32)

@@ -29,6 +29,16 @@ class ModalityShape:
     likelihood: Likelihood
 
 
+#: Weights of a direct path at most.
+_DIRECT_WEIGHTS = 2**22
+
+
+def may_have_direct_path(source: ModalityShape, target: ModalityShape) -> bool:
+    """Whether there can be a linear map beside the code from one modality to another."""
+    small = source.n_features * target.n_features <= _DIRECT_WEIGHTS
+    return small and target.likelihood == "gaussian"
+
+
 class Dropout(nn.Dropout):
     """Dropout; on the CPU with one random byte an element, as torch's own mask costs twice as much.
 
@@ -170,6 +180,27 @@ class Head(nn.Module):
         return self.logits(projected), projected
 
 
+class DirectPath(nn.Module):
+    """Linear map from one modality's standardised values to what another's decoder leaves over.
+
+    Not trained with the network: it is solved for once the network is (`_direct_path`).
+    """
+
+    weight: Tensor
+    offset: Tensor
+    penalty: Tensor
+
+    def __init__(self, n_source: int, n_target: int) -> None:
+        super().__init__()
+        self.register_buffer("weight", torch.zeros(n_source, n_target))
+        self.register_buffer("offset", torch.zeros(n_target))
+        self.register_buffer("penalty", torch.zeros(()))  # per cell
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return what is added to the decoder's output, cells x target features."""
+        return x @ self.weight + self.offset
+
+
 class UnitedNetwork(nn.Module):
     """All parts for all modalities (paper, Fig. 1 and Methods).
 
@@ -198,6 +229,7 @@ class UnitedNetwork(nn.Module):
         self.decoders = nn.ModuleList(Decoder(s.n_features, n_batches, config) for s in shapes)
         judged = shapes if config.discriminators else ()
         self.discriminators = nn.ModuleList(Discriminator(s.n_features, config) for s in judged)
+        self.direct = nn.ModuleDict()
         self.new_heads(n_groups, 1)
         self.register_buffer("temperature", torch.ones(()))
 
@@ -226,6 +258,36 @@ class UnitedNetwork(nn.Module):
             code = torch.cat([code, batch], 1)
         predictor: Tensor = self.decoders[m](code)
         return predictor
+
+    def one_hot(self, batches: Tensor) -> Tensor | None:
+        """Batch vectors of cells, None without batches; an unknown one (-1) is an even mixture."""
+        n = self.n_batches
+        if not n:
+            return None
+        known = nn.functional.one_hot(batches.clamp_min(0), n).float()
+        return torch.where((batches >= 0)[:, None], known, torch.full_like(known, 1 / n))
+
+    def add_direct_path(self, source: int, target: int) -> DirectPath:
+        """Put a map of zeros beside the code between two modalities, and return it."""
+        sizes = self.shapes[source].n_features, self.shapes[target].n_features
+        path = DirectPath(*sizes).to(self.fusion.logits)
+        self.direct[f"{source}_{target}"] = path
+        return path
+
+    def direct_path(self, source: int, target: int) -> DirectPath | None:
+        """Return the map beside the code between two modalities, if there is one."""
+        name = f"{source}_{target}"
+        return cast("DirectPath", self.direct[name]) if name in self.direct else None
+
+    def translate(self, source: int, target: int, x: Tensor, batch: Tensor | None = None) -> Tensor:
+        """Linear predictor of one modality from another's values in the user's units.
+
+        The decoded code and, where there is one, the direct path; `batch` as in :meth:`decode`.
+        """
+        x = self.standardisers[source](x)
+        predictor = self.decode(target, self.encoders[source](x), batch)
+        path = self.direct_path(source, target)
+        return predictor if path is None else predictor + path(x)
 
     def to_units(self, m: int, predictor: Tensor) -> Tensor:
         """Return a linear predictor in the user's units (probabilities where binary)."""

@@ -9,13 +9,14 @@ from typing import Any
 from ._config import NetworkConfig, TrainingConfig
 from ._validate import unknown_name
 
-#: The same in all four: no linear path, no averaging of weights, no hidden modalities, one step a
-#: task, discriminators, heads that start at random, all cells trained on.
+#: The same in all four: no linear or direct path, no averaging of weights, no hidden modalities, a
+#: step for each task, discriminators, heads that start at random, all cells trained on.
 _NETWORK: Mapping[str, Any] = {
     "activation": "relu",
     "dropout": 0.0,
     "input_dropout": 0.0,
     "linear_path": False,
+    "direct_path": False,
     "discriminators": True,
 }
 _TRAINING: Mapping[str, Any] = {

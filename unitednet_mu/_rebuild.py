@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ._info import ModelInfo
 from ._keys import DEFAULT_STEM, Keys
-from ._network import ModalityShape, UnitedNetwork
+from ._network import ModalityShape, UnitedNetwork, may_have_direct_path
 
 
 def rebuild(
@@ -32,8 +32,9 @@ def rebuild(
         Settings or tensors are not those of a trained model, or do not fit each other.
     """
     info = ModelInfo.from_json(text)
-    network = _outline(info)
-    _fill(network, _part(tensors, "network."))
+    network, state = _outline(info), _part(tensors, "network.")
+    _add_direct_paths(network, state)
+    _fill(network, state)
     accuracy = _part(tensors, "accuracy.")
     _check_accuracy(accuracy, info)
     own = {k: v.to(torch.float32, copy=True).numpy() for k, v in accuracy.items()}
@@ -56,6 +57,17 @@ def _outline(info: ModelInfo) -> UnitedNetwork:
             "model: no network can be built from the stored settings "
             f"({str(error).splitlines()[0][:200]})."
         ) from error
+
+
+def _add_direct_paths(network: UnitedNetwork, state: Mapping[str, Tensor]) -> None:
+    """Make room for the direct paths that are stored, between modalities that can have one."""
+    for source, one in enumerate(network.shapes):
+        for target, other in enumerate(network.shapes):
+            if f"direct.{source}_{target}.weight" not in state:
+                continue
+            if source != target and may_have_direct_path(one, other):
+                with torch.device("meta"):
+                    network.add_direct_path(source, target)
 
 
 def _fill(network: UnitedNetwork, state: Mapping[str, Tensor]) -> None:

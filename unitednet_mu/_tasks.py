@@ -6,7 +6,6 @@ from collections import defaultdict
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from . import _losses
 from ._config import TrainingConfig
@@ -185,13 +184,7 @@ class Tasks:
         return values
 
     def _one_hot(self, batch: Batch, target: int, here: Tensor) -> Tensor | None:
-        """Batch of the cells a decoder is run for; an unknown batch is the even mixture of all."""
-        n = self.network.n_batches
-        if not n:
-            return None
-        index = batch.batches[batch.rows[target][here]]
-        known = F.one_hot(index.clamp_min(0), n).float()
-        return torch.where((index >= 0)[:, None], known, torch.full_like(known, 1 / n))
+        return self.network.one_hot(batch.batches[batch.rows[target][here]])
 
     def _real(self, target: int, x: Tensor) -> Tensor:
         """Return what a decoder of `target` is compared with."""

@@ -47,6 +47,7 @@ VARIANTS: Mapping[str, Mapping[str, Any]] = {
     "tasks in turn (the paper's)": {"training": {"alternate": True}},
     # parts of the network
     "no linear path": {"network": {"linear_path": False}},
+    "no direct path": {"network": {"direct_path": False}},
     "no input dropout": {"network": {"input_dropout": 0.0}},
     "no dropout": {"network": {"dropout": 0.0}},
     "no batch normalisation": {"network": {"batch_norm": False}},

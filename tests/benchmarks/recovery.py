@@ -136,14 +136,14 @@ def gradients(mdata: MuData, pair: Pair, source: str, target: str) -> np.ndarray
     """|mean over cells of the network's gradient|, standardised input to standardised output."""
     model = un.get.model(mdata)
     network, m = model.network, model.modality_index(source, "source")
-    x = torch.as_tensor(to_dense(mdata[source].X), device=model.device)
-    x = network.standardisers[m](x).requires_grad_()
-    output = network.decode(model.modality_index(target, "target"), network.encoders[m](x))
+    standardiser = network.standardisers[m]
+    x = torch.as_tensor(to_dense(mdata[source].X), device=model.device).requires_grad_()
+    output = network.translate(m, model.modality_index(target, "target"), x)
     found = [
         torch.autograd.grad(output[:, j].sum(), x, retain_graph=True)[0].mean(0)
         for j in range(output.shape[1])
     ]
-    return np.abs(torch.stack(found, 1).cpu().numpy())
+    return np.abs((torch.stack(found, 1) * standardiser.scale[:, None]).cpu().numpy())
 
 
 # ------------------------------------------------------------------ scores
