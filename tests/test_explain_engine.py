@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from scipy import sparse
 from torch import nn
 
-from unitednet_mu import _deeplift, _deeplift_input, _explain, _explain_cross
+from unitednet_mu import _deeplift, _deeplift_input, _explain, _explain_chain
 from unitednet_mu._config import NetworkConfig
 from unitednet_mu._explain import ExplainSample, group_relevance
 from unitednet_mu._explain_cells import cell_cross_relevance, cell_group_relevance
@@ -441,7 +441,7 @@ def test_through_the_code_or_around_it(linear_path, as_sparse, monkeypatch):
 
     def around(side, values, inner, outer):
         called.append(True)
-        return side.attributions(values, _explain_cross.multiplied_out(inner, outer))
+        return side.attributions(values, _explain_chain.multiplied_out(inner, outer))
 
     monkeypatch.setattr(_deeplift_input.InputSide, "attributions_through", around)
     other = cross_relevance(network, 0, 1, cells, background, top_k=None)

@@ -43,6 +43,7 @@ LAYERS = (
     ("_deeplift",),
     ("_deeplift_input",),
     ("_explain",),
+    ("_explain_chain",),
     ("_explain_cross",),
     ("_explain_cells",),
     ("_stability",),

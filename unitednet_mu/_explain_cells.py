@@ -25,7 +25,7 @@ from ._explain import (
     chunks_of,
     inference,
 )
-from ._explain_cross import CrossChain, multiplied_out
+from ._explain_chain import CrossChain, multiplied_out
 from ._network import UnitedNetwork
 
 Floats = NDArray[np.float32]

@@ -18,7 +18,8 @@ from torch import Tensor
 
 from ._deeplift import strongest
 from ._explain import ExplainSample, Floats, Gap, Progress, check_samples, inference
-from ._explain_cross import CrossChain, CrossRelevance, CrossSums, as_csr
+from ._explain_chain import CrossChain
+from ._explain_cross import CrossRelevance, CrossSums, as_csr
 from ._network import UnitedNetwork
 from ._stability import rank_correlation
 
