@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from scipy import sparse
 from torch import nn
 
-from unitednet_mu import _deeplift, _deeplift_input, _explain, _explain_chain
+from unitednet_mu import _deeplift, _deeplift_input, _explain, _explain_chain, _explain_cross
 from unitednet_mu._config import NetworkConfig
 from unitednet_mu._explain import ExplainSample, group_relevance
 from unitednet_mu._explain_cells import cell_cross_relevance, cell_group_relevance
