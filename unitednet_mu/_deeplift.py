@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy import sparse
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -281,3 +282,11 @@ def _largest_above(
             best, order = torch.topk(best, k)
             where, floor = where[order], float(best[-1])
     return where
+
+
+def as_csr(
+    values: Sequence[Tensor], row: Tensor, column: Tensor, shape: tuple[int, int]
+) -> list[sparse.csr_matrix]:
+    """Values of the same pairs as sparse matrices."""
+    index = row.cpu().numpy(), column.cpu().numpy()
+    return [sparse.csr_matrix((one.cpu().numpy(), index), shape) for one in values]

@@ -6,7 +6,7 @@ once per cell, in blocks that stay in cache. Cells x inputs x outputs is never h
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,7 @@ from torch import Tensor
 from ._deeplift import (
     Rows,
     add_absolute,
+    as_csr,
     block_shape,
     compile_layers,
     precise,
@@ -30,7 +31,6 @@ from ._deeplift_input import SummedAttributions
 from ._explain import (
     ExplainSample,
     Floats,
-    Gap,
     Progress,
     check_samples,
     chunks_of,
@@ -38,6 +38,7 @@ from ._explain import (
     inference,
     network_codes,
 )
+from ._gap import Gap
 from ._network import UnitedNetwork
 
 #: Pairs of features looked up at a time.
@@ -62,12 +63,15 @@ class CrossRelevance:
         As in `GroupRelevance`.
     n_cells
         Cells that served, per group: those that observe the source.
+    standard_error
+        As in `GroupRelevance`, over cells and target features.
     """
 
     signed: list[Floats | sparse.csr_matrix]
     absolute: list[Floats | sparse.csr_matrix] | None
     gap: float
     n_cells: NDArray[np.int64]
+    standard_error: float = 0.0
 
 
 class CrossChain:
@@ -90,6 +94,7 @@ class CrossChain:
         rows = background.rows_observing(np.arange(len(network.shapes)) == source)
         self.encoder = encoder_chain(network, source, cells, background, rows)
         self.codes = network_codes(network, source, background, rows)
+        self.shares = background.shares(len(cells.observed), rows)
         decoder: Any = network.decoders[target]
         self.steps, self.linear_path = compile_layers(decoder.deep), decoder.linear_path
         # cell and background share the batch: its columns of the linear path explain nothing
@@ -125,7 +130,10 @@ class CrossChain:
         the code for the last hidden layer, C x L x B x R.
         """
         values = self.encoder.side.values(self.cells.x[self.source], rows)
-        cells, background = self.encoder.trace(values), self.encoder.background
+        if self.shares is None:
+            cells, background = self.encoder.trace(values), self.encoder.background
+        else:
+            cells = background = self.encoder.trace_between(values, self.shares[rows])
         codes, batch = [cells.output, background.output], self._batch(rows)
         if batch is not None:
             codes = [code.expand(len(rows), -1, -1) for code in codes]
@@ -136,7 +144,15 @@ class CrossChain:
         one = one[..., : self.n_latent].expand(*outer.shape[:3], -1)
         if self.linear_path:
             outer = torch.cat([outer, one], 3)
-        return values, self.encoder.pull(one, cells), outer.to(self.weight.dtype)
+        return values, self.encoder.pull(one, cells, background), outer.to(self.weight.dtype)
+
+    def spread(
+        self, values: Tensor, inner: Tensor, outer: Tensor, weight: Tensor, gap: Gap
+    ) -> None:
+        """Tell `gap` how far points disagree; arguments as `maps` gives them, outer R x outputs."""
+        if self.shares is not None:
+            pairs = self.encoder.totals(values, inner)
+            gap.sampled.vary(torch.einsum("clb,clbr->cbr", pairs, outer), weight)
 
     def base(self, rows: Rows, gap: Gap) -> Tensor:
         """Mean output of the background, in the batch of each cell: C x target features."""
@@ -171,7 +187,7 @@ class CrossChain:
         base = self.base(rows, gap)
         departure = predictor - base
         gap.depart(departure)
-        gap.add(totals, departure[:, chosen])
+        gap.add(totals, departure[:, chosen], sampled=self.shares is not None)
         return base[:, chosen]
 
 
@@ -256,7 +272,8 @@ def cross_relevance(
             means = sums.dense() if top_k is None else sums.top(top_k)
             signed.append(means[0])
             strength.extend(means[1:])
-    return CrossRelevance(signed, strength if absolute else None, gap.checked(tolerance), n_cells)
+    checked, found = gap.checked(tolerance), strength if absolute else None
+    return CrossRelevance(signed, found, checked, n_cells, gap.standard_error)
 
 
 def multiplied_out(inner: Tensor, outer: Tensor) -> Tensor:
@@ -300,6 +317,7 @@ class CrossSums:
     def add(self, rows: Rows, gap: Gap) -> None:
         """Add cells."""
         values, inner, outer = self.chain.maps(rows)
+        self.chain.spread(values, inner, outer, self.chain.weight, gap)
         if self.absolute is None:
             totals = self._add_signed(values, inner, outer)
         else:
@@ -389,11 +407,3 @@ class CrossSums:
         signed = self.signed_at(row, column)
         means = [signed] if absolute is None else [signed, absolute[row, column] / n_cells]
         return as_csr(means, row, column, self.shape)
-
-
-def as_csr(
-    values: Sequence[Tensor], row: Tensor, column: Tensor, shape: tuple[int, int]
-) -> list[sparse.csr_matrix]:
-    """Values of the same pairs as sparse matrices."""
-    index = row.cpu().numpy(), column.cpu().numpy()
-    return [sparse.csr_matrix((one.cpu().numpy(), index), shape) for one in values]
