@@ -45,6 +45,7 @@ LAYERS = (
     ("_explain",),
     ("_explain_cross",),
     ("_explain_cells",),
+    ("_by_shap",),
     ("_stability",),
     ("_stability_cross",),
     ("_sample",),
@@ -320,6 +321,7 @@ def test_the_network_never_sees_a_mudata() -> None:
         "_explain",
         "_explain_cross",
         "_explain_cells",
+        "_by_shap",
         "_stability",
         "_stability_cross",
     ):

@@ -208,6 +208,7 @@ class GroupChain:
         self.network, self.cells, self.output = network, cells, output
         self.mask = torch.as_tensor(mask, device=network.fusion.logits.device)
         rows = background.rows_observing(mask)
+        self.background, self.rows = background, rows
         self.encoders = {
             m: encoder_chain(network, m, cells, background, rows)
             for m in np.flatnonzero(mask).tolist()
@@ -270,12 +271,16 @@ class GroupChain:
             for features, block in encoder.side.attributions(values[m], maps):
                 totals += block.sum((1, 2))
                 yield m, features, block[:, 0]
+        if self.shares is not None:
+            gap.sampled.vary(pairs.mT)
+        self.check(rows, groups, totals, gap)
+
+    def check(self, rows: Rows, groups: Tensor, totals: Tensor, gap: Gap) -> None:
+        """Compare attributions summed over features with the network's own answers."""
         centre = self.reference_outputs.mean(0)
         departure = (self._outputs(self.cells, rows) - centre).gather(1, groups[:, None])
         gap.depart(departure)
         gap.depart(self.reference_outputs - centre)
-        if self.shares is not None:
-            gap.sampled.vary(pairs.mT)
         gap.add(totals, departure.squeeze(1), sampled=self.shares is not None)
 
 
@@ -287,6 +292,7 @@ def group_relevance(
     output: Literal["logits", "probabilities"] = "logits",
     tolerance: float = 1e-3,
     progress: Progress | None = None,
+    chain_type: type[GroupChain] = GroupChain,
 ) -> GroupRelevance:
     """Which features make a group: attributions of a group's own cells to that group's output.
 
@@ -310,6 +316,8 @@ def group_relevance(
         Largest gap of additivity.
     progress
         Called with the number of cells done.
+    chain_type
+        What computes attributions.
 
     Returns
     -------
@@ -342,7 +350,7 @@ def group_relevance(
     ]
     with inference(network):
         for mask in np.unique(cells.observed[cells.observed.any(1)], axis=0):
-            chain = GroupChain(network, cells, background, mask, output)
+            chain = chain_type(network, cells, background, mask, output)
             rows = np.flatnonzero((cells.observed == mask).all(1))
             for chunk in chunks_of(rows, chain.pair_size, network):
                 own = torch.as_tensor(groups[chunk], device=like.device)

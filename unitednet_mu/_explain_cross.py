@@ -92,6 +92,7 @@ class CrossChain:
                 f"on the batch, found {None if cells.batch is None else cells.batch.shape}."
             )
         rows = background.rows_observing(np.arange(len(network.shapes)) == source)
+        self.background, self.rows = background, rows
         self.encoder = encoder_chain(network, source, cells, background, rows)
         self.codes = network_codes(network, source, background, rows)
         self.shares = background.shares(len(cells.observed), rows)

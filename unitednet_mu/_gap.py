@@ -64,8 +64,9 @@ class Gap:
 class Sampled:
     """Errors of additivity that are chance, and how large chance makes them.
 
-    Both as root mean squares over cells and outputs. The standard error is that of independent
-    draws, which those of `Path` do not exceed.
+    Both as root mean squares over cells and outputs. A point and the one half of all further on
+    are independent draws from the same part of the same line (`Path`), so that the variance of a
+    mean over points is the sum of squares of their differences, over the squared number of points.
     """
 
     largest = 0.0
@@ -80,25 +81,26 @@ class Sampled:
         self._n_errors += errors.numel()
         self.largest = max(self.largest, _largest(errors))
 
-    def vary(self, pairs: Tensor, weight: Tensor | None = None) -> None:
+    def vary(self, points: Tensor, weight: Tensor | None = None) -> None:
         """Add how far the points of each cell disagree.
 
         Parameters
         ----------
-        pairs
+        points
             Each point's sum of attributions, cells x points x R.
         weight
             From these to the outputs, R x outputs; without it these are the outputs.
         """
-        n_cells, n_points, n_outputs = pairs.shape
-        centred = (pairs - pairs.mean(1, keepdim=True)).flatten(0, 1)
-        products = centred.T @ centred
+        n_cells, n_points, n_outputs = points.shape
+        one, other = points.chunk(2, dim=1)
+        apart = (one - other).flatten(0, 1)
+        products = apart.T @ apart
         if weight is None:
             squares = products.trace()
         else:
             squares = (products * (weight @ weight.T).to(products)).sum()
             n_outputs = weight.shape[1]
-        self._variance += float(squares) / (n_points * (n_points - 1))
+        self._variance += float(squares) / n_points**2
         self._n_sums += n_cells * n_outputs
 
     @property

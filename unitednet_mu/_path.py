@@ -22,14 +22,14 @@ from ._deeplift import Rows
 class Path:
     """How points are drawn.
 
-    Every background row serves equally often for every cell, and the shares of one row are drawn
-    from as many equal parts of (0, 1): unbiased, and never noisier than independent draws.
+    Every background row serves equally often for every cell. The shares of one row are drawn from
+    as many equal parts of (0, 1) as there are pairs of them, two from each: unbiased, less noisy
+    than draws from the whole, and how far the two of a pair disagree tells the error.
 
     Parameters
     ----------
     n_points
-        Points per cell, at least; raised to a multiple of the number of background rows, and to
-        two, which a standard error needs.
+        Points per cell, at least; raised to an even multiple of the number of background rows.
     seed
         Of the shares, which are drawn anew for every cell.
     """
@@ -37,27 +37,23 @@ class Path:
     n_points: int
     seed: int = 0
 
-    def repeats(self, n_rows: int) -> int:
-        """How often each of `n_rows` background rows serves."""
-        return max(1 if n_rows > 1 else 2, -(-self.n_points // n_rows))
-
     def rows(self, rows: Rows) -> Rows:
-        """Background rows, as often as they serve."""
-        return np.tile(rows, self.repeats(len(rows)))
+        """Background rows, as often as they serve; the two of a pair are half of all apart."""
+        return np.tile(rows, 2 * max(1, -(-self.n_points // (2 * len(rows)))))
 
-    def shares(self, n_cells: int, n_pairs: int, n_rows: int) -> Tensor:
-        """Where between background row (0) and cell (1) each point lies, cells x pairs, float64.
+    def shares(self, n_cells: int, n_points: int, n_rows: int) -> Tensor:
+        """Where between background row (0) and cell (1) each point lies, cells x points, float64.
 
         Parameters
         ----------
         n_cells
             All cells of the sample.
-        n_pairs
+        n_points
             Length of what `rows` gives.
         n_rows
             Number of different background rows.
         """
-        draws = np.random.default_rng(self.seed).random((n_cells, n_pairs))
-        n_repeats = n_pairs // n_rows
-        stratum = np.repeat(np.arange(n_repeats), n_rows)
-        return torch.as_tensor((stratum + draws) / n_repeats)
+        draws = np.random.default_rng(self.seed).random((n_cells, n_points))
+        n_parts = n_points // (2 * n_rows)
+        part = np.tile(np.repeat(np.arange(n_parts), n_rows), 2)
+        return torch.as_tensor((part + draws) / n_parts)
