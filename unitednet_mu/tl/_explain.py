@@ -142,12 +142,13 @@ def explain(
         ``cells`` that have it, the attributions ``values`` (float32, these cells x features x
         outputs), whichever group a cell is of, and the features' ``data``.
 
-        With several models ``signed`` and ``absolute`` are means over them, and there are per modality ``signed_sd`` (standard deviation over models of the signed
-        values, ``ddof=1``) and ``top_frequency`` (share of models in which the feature is among the
-        `n_top_stable` strongest of the group by absolute relevance), float32, features x groups; in
-        ``params`` also ``n_models``, ``n_top_stable`` and ``rank_correlation`` (float64, per group:
-        mean over pairs of models of Spearman's correlation of the absolute relevance of all
-        features). ``gap`` is the largest of all models'.
+        With several models ``signed`` and ``absolute`` are means over them, and there are per
+        modality ``signed_sd`` (standard deviation over models of the signed values, ``ddof=1``) and
+        ``top_frequency`` (share of models in which the feature is among the `n_top_stable`
+        strongest of the group by absolute relevance), float32, features x groups; in ``params``
+        also ``n_models``, ``n_top_stable`` and ``rank_correlation`` (float64, per group: mean over
+        pairs of models of Spearman's correlation of the absolute relevance of all features).
+        ``gap`` is the largest of all models'.
     ``mdata[mod].varm["unitednet_relevance"]``, ``["unitednet_relevance_abs"]`` : float32
         The same, features x groups.
 

@@ -82,7 +82,7 @@ def announce(
         raise ValueError(
             f"method='shap' explains every output of every cell on its own: expected at most "
             f"{_SHAP_OUTPUTS:,} of them and {_SHAP_FLOP:.0e} FLOP, found {cost.n_outputs:,} and "
-            f"{cost.flop:.1e}, about {_duration(_seconds(cost, device))}. Lower n_cells or "
+            f"{cost.flop:.1e} FLOP, about {_duration(_seconds(cost, device))}. Lower n_cells or "
             "n_background, name a few cells=, or use method='deeplift', which takes all outputs "
             "at once."
         )
