@@ -84,12 +84,13 @@ def read_cross_relevance(
     ValueError
         None is stored, or not for this pair; the message lists the pairs that are.
     """
-    return _parse(_stored_pair(mdata, source, target, key_added))
+    return _parse(stored_pair(mdata, source, target, key_added))
 
 
-def _stored_pair(
+def stored_pair(
     mdata: MuData, source: str | Sequence[str], target: str, key_added: str
 ) -> Mapping[str, Any]:
+    """Return everything stored of a pair of modalities; errors as of `read_cross_relevance`."""
     asked = source if isinstance(source, str) else source_names(source)
     run = _command(source, target, key_added)
     found = stored(mdata, "cross_relevance", key_added=key_added, run=run)
@@ -243,7 +244,7 @@ def cross_relevance(
     >>> shap.plots.beeswarm(explanation)  # doctest: +SKIP
     """
     check_n_top(n_top)
-    entry = _stored_pair(mdata, source, target, key_added)
+    entry = stored_pair(mdata, source, target, key_added)
     found = _parse(entry)
     groups = choose(found.groups, group, "group")
     wanted = choose(found.target_features, target_feature, f"feature of {target!r}")
