@@ -35,7 +35,7 @@ class Places(NamedTuple):
 
 def parse_intervals(texts: Iterable[Any]) -> Places:
     """Read ``"chr1:100-200"`` of every feature; what is written otherwise has no place."""
-    names = pd.Series([str(text) for text in texts], dtype=object)
+    names = pd.Series(_texts(texts), dtype=object)
     found = names.str.extract(_INTERVAL)
     start, end = (
         pd.to_numeric(found[side], errors="coerce").to_numpy(dtype=float, na_value=np.nan)
@@ -132,7 +132,7 @@ def _column_places(var: pd.DataFrame) -> Places | None:
     if "interval" in columns:
         places = parse_intervals(var[columns["interval"]])
     elif chromosome is not None and {"start", "end"} <= set(columns):
-        parts = (var[columns[name]].astype(str) for name in (chromosome, "start", "end"))
+        parts = (_texts(var[columns[name]]) for name in (chromosome, "start", "end"))
         places = parse_intervals(
             [f"{c}:{_whole(s)}-{_whole(e)}" for c, s, e in zip(*parts, strict=True)]
         )
@@ -140,8 +140,14 @@ def _column_places(var: pd.DataFrame) -> Places | None:
         return None
     if "strand" not in columns:
         return places
-    strand = var[columns["strand"]].astype(str).str.strip().map(_STRANDS)
-    return places._replace(strand=np.asarray(strand, dtype=np.float64))
+    strand = [_STRANDS.get(text.strip(), np.nan) for text in _texts(var[columns["strand"]])]
+    return places._replace(strand=np.array(strand, dtype=np.float64))
+
+
+def _texts(values: Iterable[Any]) -> list[str]:
+    """Return every value as text, a missing one as an empty one."""
+    texts = pd.Series(list(values), dtype=object)
+    return ["" if gone else str(text) for text, gone in zip(texts, texts.isna(), strict=True)]
 
 
 def _whole(number: str) -> str:
@@ -156,8 +162,6 @@ def _annotated(uns: Mapping[str, Any]) -> pd.Series | None:
         return None
     column = next((name for name in ("gene_name", "gene") if name in annotation.columns), None)
     genes = annotation.index if column is None else annotation[column]
-    pairs = pd.DataFrame(
-        {"peak": annotation["peak"].astype(str).to_numpy(), "gene": genes.astype(str).to_numpy()}
-    )
-    pairs = pairs[~pairs["gene"].isin(["", "nan", "None", "<NA>"])].drop_duplicates()
+    pairs = pd.DataFrame({"peak": _texts(annotation["peak"]), "gene": _texts(genes)}, dtype=object)
+    pairs = pairs[~pairs["gene"].isin(["", "nan"])].drop_duplicates()
     return pairs.groupby("peak", sort=False)["gene"].agg(";".join)
