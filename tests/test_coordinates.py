@@ -107,6 +107,8 @@ def test_without_coordinates_there_are_no_columns() -> None:
     assert list(add_coordinates(pairs, mdata, "atac", "rna")) == ["feature", "target_feature"]
     far = whole.copy()
     far.mod["rna"].var["interval"] = "chr7:1-2"
+    assert add_coordinates(pairs, far, "atac", "rna")["distance"].isna().all()
+    far.mod["rna"].var["interval"] = "nowhere"
     assert list(add_coordinates(pairs, far, "atac", "rna")) == ["feature", "target_feature"]
     genes = un.datasets.simulate_multimodal(n_obs=20, n_groups=2, random_state=0)
     pairs = every_pair(genes, "rna", "adt")

@@ -173,10 +173,13 @@ def test_shap_asked_for_too_much(
 @pytest.mark.parametrize(
     ("settings", "advice"),
     [
-        ({**PAIR, "top_k": None}, "Keep the strongest pairs only: top_k='auto' or a number"),
+        (
+            {**PAIR, "top_k": None},
+            "Keep the strongest pairs only (top_k='auto' or a number), or fit",
+        ),
         ({**PAIR, "top_k": 100}, "Lower top_k"),
         ({**PAIR, "top_k": None, "n_repeats": 3}, "top_k='auto'"),
-        ({}, "Explain fewer groups"),
+        ({}, "Fit the model on"),
     ],
     ids=["dense", "sparse", "refits", "groups"],
 )
@@ -197,15 +200,24 @@ def test_result_that_cannot_fit_is_refused_beforehand(
     assert fingerprint(fitted) == before
 
 
+@pytest.mark.parametrize(
+    ("device", "room", "advice"),
+    [("cuda", 1e6, "Use device='cpu', or fit the model on"), ("cpu", 1000.0, "Fit the model on")],
+)
 def test_sums_that_do_not_fit_on_the_device(
-    fitted: MuData, untouched: None, monkeypatch: pytest.MonkeyPatch
+    fitted: MuData,
+    untouched: None,
+    monkeypatch: pytest.MonkeyPatch,
+    device: str,
+    room: float,
+    advice: str,
 ) -> None:
     cost = _explain_cost.Cost("explain", 1.0, 0, 10, 2000)
     monkeypatch.setattr(_explain_cost, "_cross_cost", lambda *args: cost)
-    monkeypatch.setattr(_explain_cost, "available_memory", lambda: 1e6)
+    monkeypatch.setattr(_explain_cost, "available_memory", lambda: room)
     monkeypatch.setattr(_explain_cost, "_device_memory", lambda device: 1000.0)
-    monkeypatch.setattr(_explain_cost, "_device_of", lambda job: torch.device("cuda"))
-    with pytest.raises(ValueError, match=r"whatever top_k is\. Use device='cpu'"):
+    monkeypatch.setattr(_explain_cost, "_device_of", lambda job: torch.device(device))
+    with pytest.raises(ValueError, match=rf"whatever top_k is\. {advice}"):
         un.tl.explain(fitted, **PAIR, **FEW)
 
 

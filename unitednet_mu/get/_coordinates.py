@@ -68,14 +68,12 @@ def add_coordinates(table: pd.DataFrame, mdata: MuData, source: str, target: str
     (of_peaks,) = peaks
     of_genes = target if of_peaks == source else source
     genes = _column_places(mdata.mod[of_genes].var)
-    if genes is not None:
+    if genes is not None and genes.known.any():
         rows = [
             _positions(mdata.mod[name].var_names, table[sides[name]])
             for name in (of_peaks, of_genes)
         ]
-        distance = distances(peaks[of_peaks], genes, *rows)
-        if not np.isnan(distance).all():
-            table = table.assign(distance=distance)
+        table = table.assign(distance=distances(peaks[of_peaks], genes, *rows))
     annotated = _annotated(mdata.mod[of_peaks].uns)
     if annotated is not None:
         named = table[sides[of_peaks]].map(annotated)

@@ -40,7 +40,7 @@ _SLACK = 1 + 1e-9
 _EDGE = "#777777"
 
 
-def pycirclize() -> ModuleType:
+def _library() -> ModuleType:
     """Return the library that draws on circles.
 
     Raises
@@ -52,8 +52,8 @@ def pycirclize() -> ModuleType:
         import pycirclize
     except ImportError as error:
         raise ImportError(
-            "kind='chord' draws with pycirclize, which is not installed. Run "
-            "pip install 'unitednet_mu[chord]', or use kind='heatmap'."
+            "kind='chord' draws with pycirclize, which is not installed. Run pip install "
+            "pycirclize, or use kind='heatmap'."
         ) from error
     module: ModuleType = pycirclize
     return module
@@ -82,7 +82,7 @@ def draw_chords(
     from matplotlib.colors import Normalize
     from matplotlib.projections.polar import PolarAxes
 
-    circos = pycirclize().Circos
+    circos = _library().Circos
     if ax is not None and not isinstance(ax, PolarAxes):
         raise ValueError(
             "ax: expected polar axes (plt.subplots(subplot_kw={'projection': 'polar'})) with "

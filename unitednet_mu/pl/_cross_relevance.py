@@ -52,8 +52,7 @@ def cross_relevance(
     n_top
         Number of strongest pairs of each group, by mean absolute relevance.
     kind
-        ``"heatmap"`` or ``"chord"``, which needs pycirclize
-        (``pip install 'unitednet_mu[chord]'``).
+        ``"heatmap"`` or ``"chord"``, which needs ``pip install pycirclize``.
     key_added
         The stem that the results were stored under.
     ax

@@ -185,8 +185,7 @@ def explain(
         Attributions do not add up to the output; of expected gradients: the typical error exceeds
         the tolerance by more than five times what chance lets expect.
     NotImplementedError
-        A layer has no rule (with ``method="shap"``: shap has none), or shap is asked for
-        probabilities.
+        A layer has no rule (with ``method="shap"``: shap has none).
 
     Warns
     -----

@@ -19,6 +19,8 @@ logger = logging.getLogger(__name__)
 
 #: What is worth announcing: FLOP of matrix products, bytes of a result.
 _LARGE_FLOP, _LARGE_BYTES = 1e12, 2**30
+#: Outputs of single cells that shap is asked for, worth announcing too.
+_LARGE_OUTPUTS = 1000
 #: Most that shap itself is asked for: outputs of single cells, FLOP.
 _SHAP_OUTPUTS, _SHAP_FLOP = 50_000, 2e13
 #: Seconds that shap takes for one output of one cell beyond its products, roughly.
@@ -86,32 +88,39 @@ def announce(
             "n_background, name a few cells=, or use method='deeplift', which takes all outputs "
             "at once."
         )
-    room = available_memory()
-    on_device = room if device.type == "cpu" else _device_memory(device)
-    needed = cost.result + (cost.working if device.type == "cpu" else 0)
-    if needed > room:
-        if top_k is None and source is not None:
-            advice = "Keep the strongest pairs only: top_k='auto' or a number"
-        else:
-            advice = "Lower top_k" if source is not None else "Explain fewer groups"
-        raise ValueError(
-            f"{cost.what}: expected a result that fits into the {_size(room)} of memory available, "
-            f"found one of {_size(needed)}. {advice}, or fit the model on fewer features (subset "
-            "the modalities, for instance to highly variable ones)."
-        )
-    if cost.working > on_device:
-        raise ValueError(
-            f"{cost.what}: expected sums that fit into the {_size(on_device)} of memory available "
-            f"on {device}, found {_size(cost.working)}, whatever top_k is. Use device='cpu', or "
-            "fit the model on fewer features (subset the modalities)."
-        )
-    if cost.flop >= _LARGE_FLOP or cost.result >= _LARGE_BYTES or cost.n_outputs >= 1000:
+    _check_memory(cost, device, None if source is None else _advice(top_k))
+    large = cost.flop >= _LARGE_FLOP or cost.result >= _LARGE_BYTES
+    if large or cost.n_outputs >= _LARGE_OUTPUTS:
         logger.info(
             "%s: %.2g FLOP of matrix products at most, about %s on this machine; a result of %s.",
             cost.what,
             cost.flop,
             _duration(_seconds(cost, device)),
             _size(cost.result),
+        )
+
+
+def _advice(top_k: int | None) -> str:
+    if top_k is None:
+        return "Keep the strongest pairs only (top_k='auto' or a number), or fit "
+    return "Lower top_k, or fit "
+
+
+def _check_memory(cost: Cost, device: torch.device, advice: str | None) -> None:
+    fewer = "the model on fewer features (subset the modalities, as to highly variable ones)."
+    room = available_memory()
+    if cost.result > room:
+        raise ValueError(
+            f"{cost.what}: expected a result that fits into the {_size(room)} of memory available, "
+            f"found one of {_size(cost.result)}. {advice or 'Fit '}{fewer}"
+        )
+    on_cpu = device.type == "cpu"
+    left = room - cost.result if on_cpu else _device_memory(device)
+    if cost.working > left:
+        raise ValueError(
+            f"{cost.what}: expected sums that fit into the {_size(left)} of memory available on "
+            f"{device}, found {_size(cost.working)}, whatever top_k is. "
+            f"{'Fit ' if on_cpu else 'Use device=' + repr('cpu') + ', or fit '}{fewer}"
         )
 
 
@@ -148,7 +157,7 @@ def _cross_cost(job: Job, n_models: int, source: str, target: str, top_k: int | 
     by_shap = job.method.name == "shap"
     # dense matrices are stored as sparse ones, value and column, and both live for a moment
     per_group = 12 * n_pairs if top_k is None else 8 * min(top_k, n_pairs)
-    in_sums = 8 * 4 if by_shap else 4 * (2 if n_models > 1 else 1)
+    in_sums = 8 * 6 if by_shap else 4 * (2 if n_models > 1 else 1)
     return Cost(
         f"explain {n_target:,} features of {target!r} by {n_source:,} of {source!r} in {n_groups} "
         f"groups, {n_cells:,} cells" + _models(n_models),
