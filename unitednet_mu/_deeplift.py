@@ -51,15 +51,21 @@ def precise(device: torch.device) -> torch.dtype:
 
 def secant(function: Callable[[Tensor], Tensor], a: Tensor, b: Tensor) -> Tensor:
     """Slope of an elementwise function from `a` to `b`; its derivative where they almost agree."""
+    if a is b:
+        return _derivative(function, a)
     delta = a - b
     slope = (function(a) - function(b)) / delta
     tiny = delta.abs() < TINY
     if bool(tiny.any()):
-        with torch.enable_grad():
-            middle = ((a + b) / 2)[tiny].detach().requires_grad_()
-            (derivative,) = torch.autograd.grad(function(middle).sum(), middle)
-        slope[tiny] = derivative
+        slope[tiny] = _derivative(function, ((a + b) / 2)[tiny])
     return slope
+
+
+def _derivative(function: Callable[[Tensor], Tensor], at: Tensor) -> Tensor:
+    with torch.enable_grad():
+        at = at.detach().requires_grad_()
+        (derivative,) = torch.autograd.grad(function(at).sum(), at)
+    return derivative
 
 
 class Step(NamedTuple):

@@ -136,12 +136,13 @@ class CrossChain:
         else:
             cells = background = self.encoder.trace_between(values, self.shares[rows])
         codes, batch = [cells.output, background.output], self._batch(rows)
+        codes = codes[:1] if background is cells else codes
         if batch is not None:
             codes = [code.expand(len(rows), -1, -1) for code in codes]
             codes = [torch.cat([c, batch[:, None].expand(-1, c.shape[1], -1)], 2) for c in codes]
         one = torch.eye(self.n_latent, codes[0].shape[2]).to(self.weight)[None, :, None]
         deep = [trace(self.steps, code) for code in codes]
-        outer = push_forward(self.steps, one, deep[0], deep[1])
+        outer = push_forward(self.steps, one, deep[0], deep[-1])
         one = one[..., : self.n_latent].expand(*outer.shape[:3], -1)
         if self.linear_path:
             outer = torch.cat([outer, one], 3)

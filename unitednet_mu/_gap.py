@@ -77,7 +77,7 @@ class Sampled:
 
     def err(self, errors: Tensor) -> None:
         """Add what sums of attributions are off by."""
-        self._squares += float(errors.double().square().sum())
+        self._squares += float(errors.cpu().double().square().sum())
         self._n_errors += errors.numel()
         self.largest = max(self.largest, _largest(errors))
 
