@@ -11,7 +11,7 @@ from mudata import MuData
 from sklearn.metrics import roc_auc_score
 
 import unitednet_mu as un
-from unitednet_mu import _explain
+from unitednet_mu import _gap
 from unitednet_mu._compat import quiet_update
 
 FEW = {"n_cells": 10, "n_background": 12, "progress": False}
@@ -173,7 +173,7 @@ def test_additivity_is_enforced(
 ) -> None:
     """Attributions that do not add up raise, and nothing is written."""
     before = fingerprint(fitted)
-    monkeypatch.setattr(_explain, "_largest", lambda x: 1.0 + float(x.abs().max()))
+    monkeypatch.setattr(_gap, "_largest", lambda x: 1.0 + float(x.abs().max()))
     with pytest.raises(RuntimeError, match="do not add up"):
         un.tl.explain(fitted, **FEW)
     assert fingerprint(fitted) == before

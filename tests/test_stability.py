@@ -542,6 +542,36 @@ def test_plot_draws_what_is_stored(explained: MuData) -> None:
     assert figure.axes[-1].get_ylabel() == "frequency in the top 5"
 
 
+def test_plot_of_pairs(cells: MuData, models: list[Model]) -> None:
+    pair = {"source": "rna", "target": "adt"}
+    with pytest.raises(ValueError, match="no cross_relevance stored"):
+        un.pl.stability(cells, **pair)
+    un.tl.explain(cells, model=models[0], **pair, **FEW)
+    expected = r"of one model.*source='rna', target='adt', model=\[\.\.\.\]\)"
+    with pytest.raises(ValueError, match=expected):
+        un.pl.stability(cells, **pair)
+    un.tl.explain(cells, model=models, n_top_stable=5, **pair, **FEW)
+    axes = un.pl.stability(cells, n_top=4, **pair)
+    assert len(axes) == 3
+    stored = cells.uns["unitednet"]["cross_relevance"]["adt_from_rna"]["params"]
+    for k, ax in enumerate(axes):
+        table = un.get.cross_relevance(cells, group=GROUPS[k], n_top=4, **pair)
+        dots = ax.collections[-1]
+        np.testing.assert_allclose(dots.get_offsets()[:, 0], table["value"], rtol=1e-6)
+        np.testing.assert_allclose(dots.get_array(), table["stability"], rtol=1e-6)
+        labels = [label.get_text() for label in ax.get_yticklabels()]
+        rows = zip(table["feature"], table["target_feature"], strict=True)
+        assert labels == [f"{feature} → {target}" for feature, target in rows]
+        assert ax.get_title().endswith(f"{stored['rank_correlation'][k]:.2f}")
+    assert axes[0].get_figure().axes[-1].get_ylabel() == "frequency in the top 5"
+    _, ax = plt.subplots()
+    assert un.pl.stability(cells, group="group1", ax=ax, **pair) == [ax]
+    plt.close("all")
+    for wrong in ({"source": "rna"}, {"target": "adt"}, {**pair, "modality": "rna"}):
+        with pytest.raises(ValueError, match="expected both source and target and no modality"):
+            un.pl.stability(cells, **wrong)
+
+
 def test_plot_draws_where_it_is_told(explained: MuData) -> None:
     _, ax = plt.subplots()
     assert un.pl.stability(explained, group="group1", modality="adt", ax=ax) == [ax]

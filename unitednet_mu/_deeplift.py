@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy import sparse
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -50,15 +51,21 @@ def precise(device: torch.device) -> torch.dtype:
 
 def secant(function: Callable[[Tensor], Tensor], a: Tensor, b: Tensor) -> Tensor:
     """Slope of an elementwise function from `a` to `b`; its derivative where they almost agree."""
+    if a is b:
+        return _derivative(function, a)
     delta = a - b
     slope = (function(a) - function(b)) / delta
     tiny = delta.abs() < TINY
     if bool(tiny.any()):
-        with torch.enable_grad():
-            middle = ((a + b) / 2)[tiny].detach().requires_grad_()
-            (derivative,) = torch.autograd.grad(function(middle).sum(), middle)
-        slope[tiny] = derivative
+        slope[tiny] = _derivative(function, ((a + b) / 2)[tiny])
     return slope
+
+
+def _derivative(function: Callable[[Tensor], Tensor], at: Tensor) -> Tensor:
+    with torch.enable_grad():
+        at = at.detach().requires_grad_()
+        (derivative,) = torch.autograd.grad(function(at).sum(), at)
+    return derivative
 
 
 class Step(NamedTuple):
@@ -293,3 +300,11 @@ def _largest_above(
             best, order = torch.topk(best, k)
             where, floor = where[order], float(best[-1])
     return where
+
+
+def as_csr(
+    values: Sequence[Tensor], row: Tensor, column: Tensor, shape: tuple[int, int]
+) -> list[sparse.csr_matrix]:
+    """Values of the same pairs as sparse matrices."""
+    index = row.cpu().numpy(), column.cpu().numpy()
+    return [sparse.csr_matrix((one.cpu().numpy(), index), shape) for one in values]

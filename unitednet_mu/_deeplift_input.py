@@ -208,12 +208,26 @@ class EncoderChain:
 
     def trace(self, values: Tensor, pair: int = 1) -> Trace:
         """Activations up to the code; the other side of the pairs is dimension `pair`."""
-        hidden = self.side.hidden(values).unsqueeze(pair)
+        return self._from_wide(self.side.hidden(values).unsqueeze(pair))
+
+    def trace_between(self, values: Tensor, shares: Tensor) -> Trace:
+        """Activations at points between the background (share 0) and cells (1), C x B x width."""
+        of_background = self.side.hidden(self.side.background)
+        departure = self.side.hidden(values)[:, None] - of_background
+        return self._from_wide(of_background + shares.to(departure)[..., None] * departure)
+
+    def totals(self, values: Tensor, maps: Tensor) -> Tensor:
+        """Each pair's attributions summed over features, C x R x B, from `maps` (C x R x B x H)."""
+        of_background = self.side.hidden(self.side.background)
+        departure = self.side.hidden(values)[:, None] - of_background
+        return torch.einsum("crbh,cbh->crb", maps, departure.to(maps))
+
+    def _from_wide(self, hidden: Tensor) -> Trace:
         inputs, code = trace(self.steps, hidden[..., : self.n_hidden])
         return Trace(inputs, code + hidden[..., self.n_hidden :] if self.linear_path else code)
 
-    def pull(self, v: Tensor, cells: Trace) -> Tensor:
+    def pull(self, v: Tensor, cells: Trace, background: Trace) -> Tensor:
         """Multipliers of the wide layer's output (C x R x B x H) from those of the code."""
-        deep = pull_back(self.steps, v, cells, self.background)
+        deep = pull_back(self.steps, v, cells, background)
         maps = torch.cat([deep, v], 3) if self.linear_path else deep
         return maps.to(self.side.dtype)

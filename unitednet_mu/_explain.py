@@ -29,7 +29,9 @@ from ._deeplift import (
     trace,
 )
 from ._deeplift_input import EncoderChain, dense_rows
+from ._gap import Gap
 from ._network import UnitedNetwork
+from ._path import Path
 
 Floats = NDArray[np.floating[Any]]
 Progress = Callable[[int], None]
@@ -61,6 +63,9 @@ class ExplainSample:
         background, which takes on the batch of the cell that it is compared with.
     n_groups
         Number of groups; by default one more than the largest of `groups`.
+    path
+        Of a background: compare with it at random points between it and the cell (expected
+        gradients) instead of end to end (DeepLIFT).
     """
 
     x: Sequence[Values | None]
@@ -68,6 +73,7 @@ class ExplainSample:
     groups: NDArray[np.integer[Any]] | None = None
     batch: Floats | None = None
     n_groups: int | None = None
+    path: Path | None = None
 
     def __post_init__(self) -> None:
         """Check shapes; sparse matrices become CSR."""
@@ -99,7 +105,13 @@ class ExplainSample:
                 "background: expected a cell with modalities "
                 f"{np.flatnonzero(modalities).tolist()}, as cells to explain have, found none."
             )
-        return rows
+        return rows if self.path is None else self.path.rows(rows)
+
+    def shares(self, n_cells: int, rows: Rows) -> Tensor | None:
+        """Where the points between `n_cells` and background rows lie; None without a `path`."""
+        if self.path is None:
+            return None
+        return self.path.shares(n_cells, len(rows), len(np.unique(rows)))
 
 
 @dataclass(frozen=True)
@@ -117,41 +129,16 @@ class GroupRelevance:
         largest departure of an output from the background's mean.
     n_cells
         Cells that served, per group.
+    standard_error
+        Of expected gradients: root mean square over cells of the Monte-Carlo standard error of a
+        cell's sum of attributions, relative as `gap` is. 0 where nothing is drawn at random.
     """
 
     signed: list[Floats]
     absolute: list[Floats]
     gap: float
     n_cells: NDArray[np.int64]
-
-
-class Gap:
-    """Largest error of additivity, and largest departure from the background's mean."""
-
-    error = scale = 0.0
-
-    def add(self, totals: Tensor, expected: Tensor) -> None:
-        error = _largest(totals - expected)
-        self.error = max(self.error, error if np.isfinite(error) else np.inf)
-
-    def depart(self, departure: Tensor) -> None:
-        self.scale = max(self.scale, _largest(departure))
-
-    def checked(self, tolerance: float) -> float:
-        """Relative gap; an error above `tolerance`."""
-        gap = self.error / self.scale if self.scale else self.error
-        if not gap <= tolerance:
-            raise RuntimeError(
-                "explain: attributions do not add up to the network's output: expected a gap <= "
-                f"{tolerance:.2e} of the largest departure from the background, found {gap:.2e}. "
-                "Usual causes: values that are not finite or far from any training data, or matrix "
-                "products in reduced precision."
-            )
-        return gap
-
-
-def _largest(x: Tensor) -> float:
-    return float(x.abs().max())
+    standard_error: float = 0.0
 
 
 @contextmanager
@@ -220,6 +207,7 @@ class GroupChain:
         self.network, self.cells, self.output = network, cells, output
         self.mask = torch.as_tensor(mask, device=network.fusion.logits.device)
         rows = background.rows_observing(mask)
+        self.background, self.rows = background, rows
         self.encoders = {
             m: encoder_chain(network, m, cells, background, rows)
             for m in np.flatnonzero(mask).tolist()
@@ -231,6 +219,7 @@ class GroupChain:
         self.steps = [*compile_layers(head.project), *compile_layers(head.logits)]
         codes = {m: encoder.background.output for m, encoder in self.encoders.items()}
         self.reference = trace(self.steps, self._fused(codes))
+        self.shares = background.shares(len(cells.observed), rows)
         self.reference_outputs = self._outputs(background, rows)
         self.pair_size = len(rows) * max(e.side.weight.shape[0] for e in self.encoders.values())
 
@@ -249,11 +238,11 @@ class GroupChain:
             return logits.softmax(1)
         return logits - logits.mean(1, keepdim=True)
 
-    def _start(self, logits: Tensor, groups: Tensor) -> Tensor:
+    def _start(self, logits: Tensor, reference: Tensor, groups: Tensor) -> Tensor:
         """Multipliers of the logits for each cell's own output, C x 1 x (1 or B) x groups."""
         if self.output == "probabilities":
-            z, reference = logits / self.temperature, self.reference.output / self.temperature
-            return softmax_multipliers(z, reference, groups) / self.temperature
+            scaled = logits / self.temperature, reference / self.temperature
+            return softmax_multipliers(*scaled, groups) / self.temperature
         own = torch.nn.functional.one_hot(groups, logits.shape[2]).to(logits.dtype)[:, None, None]
         return (own - 1 / logits.shape[2]) / self.temperature
 
@@ -262,20 +251,36 @@ class GroupChain:
     ) -> Iterator[tuple[int, Tensor, Tensor]]:
         """Attributions to each cell's own output: modality, features (J), values (C x J)."""
         values = {m: e.side.values(self.cells.x[m], rows) for m, e in self.encoders.items()}
-        traces = {m: e.trace(values[m]) for m, e in self.encoders.items()}
+        if self.shares is None:
+            traces = {m: e.trace(values[m]) for m, e in self.encoders.items()}
+        else:
+            shares = self.shares[rows]
+            traces = {m: e.trace_between(values[m], shares) for m, e in self.encoders.items()}
         head = trace(self.steps, self._fused({m: t.output for m, t in traces.items()}))
-        v = pull_back(self.steps, self._start(head.output, groups), head, self.reference)
-        totals = v.new_zeros(len(rows))
+        reference = self.reference if self.shares is None else head
+        v = pull_back(
+            self.steps, self._start(head.output, reference.output, groups), head, reference
+        )
+        totals, pairs = v.new_zeros(len(rows)), v.new_zeros(len(rows), 1, v.shape[2])
         for m, encoder in self.encoders.items():
-            maps = encoder.pull(v * self.weights[m], traces[m])
+            before = encoder.background if self.shares is None else traces[m]
+            maps = encoder.pull(v * self.weights[m], traces[m], before)
+            if self.shares is not None:
+                pairs += encoder.totals(values[m], maps)
             for features, block in encoder.side.attributions(values[m], maps):
                 totals += block.sum((1, 2))
                 yield m, features, block[:, 0]
+        if self.shares is not None:
+            gap.sampled.vary(pairs.mT)
+        self.check(rows, groups, totals, gap)
+
+    def check(self, rows: Rows, groups: Tensor, totals: Tensor, gap: Gap) -> None:
+        """Compare attributions summed over features with the network's own answers."""
         centre = self.reference_outputs.mean(0)
         departure = (self._outputs(self.cells, rows) - centre).gather(1, groups[:, None])
         gap.depart(departure)
         gap.depart(self.reference_outputs - centre)
-        gap.add(totals, departure.squeeze(1))
+        gap.add(totals, departure.squeeze(1), sampled=self.shares is not None)
 
 
 def group_relevance(
@@ -286,6 +291,7 @@ def group_relevance(
     output: Literal["logits", "probabilities"] = "logits",
     tolerance: float = 1e-3,
     progress: Progress | None = None,
+    chain_type: type[GroupChain] = GroupChain,
 ) -> GroupRelevance:
     """Which features make a group: attributions of a group's own cells to that group's output.
 
@@ -309,6 +315,8 @@ def group_relevance(
         Largest gap of additivity.
     progress
         Called with the number of cells done.
+    chain_type
+        What computes attributions.
 
     Returns
     -------
@@ -341,7 +349,7 @@ def group_relevance(
     ]
     with inference(network):
         for mask in np.unique(cells.observed[cells.observed.any(1)], axis=0):
-            chain = GroupChain(network, cells, background, mask, output)
+            chain = chain_type(network, cells, background, mask, output)
             rows = np.flatnonzero((cells.observed == mask).all(1))
             for chunk in chunks_of(rows, chain.pair_size, network):
                 own = torch.as_tensor(groups[chunk], device=like.device)
@@ -359,4 +367,5 @@ def group_relevance(
         means.append(total.mT.to(like.dtype).cpu().numpy())
     n_cells = np.bincount(groups[cells.observed.any(1)], minlength=n_groups)
     signed, absolute = [mean[0] for mean in means], [mean[1] for mean in means]
-    return GroupRelevance(signed, absolute, gap.checked(tolerance), n_cells)
+    checked = gap.checked(tolerance)
+    return GroupRelevance(signed, absolute, checked, n_cells, gap.standard_error)

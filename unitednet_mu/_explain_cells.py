@@ -18,7 +18,6 @@ from torch import Tensor
 from ._deeplift import Rows
 from ._explain import (
     ExplainSample,
-    Gap,
     GroupChain,
     Progress,
     check_samples,
@@ -26,6 +25,7 @@ from ._explain import (
     inference,
 )
 from ._explain_chain import CrossChain, multiplied_out
+from ._gap import Gap
 from ._network import UnitedNetwork
 
 Floats = NDArray[np.float32]
@@ -133,6 +133,7 @@ def cell_cross_relevance(
         through, every = chain.is_narrow(len(chosen)), np.arange(len(chosen))
         for chunk in chunks_of(rows, chain.pair_size(len(chosen), through=through), network):
             values, inner, outer = chain.maps(chunk)
+            chain.spread(values, inner, outer, weight, gap)
             outer = outer @ weight
             totals = torch.zeros(len(chunk), len(chosen)).to(weight)
             attributions = (

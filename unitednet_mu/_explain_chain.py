@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from ._deeplift import Rows, block_shape, compile_layers, push_forward, trace
-from ._explain import ExplainSample, Gap, encoder_chain, network_values
+from ._explain import ExplainSample, encoder_chain, network_values
+from ._gap import Gap
 from ._network import UnitedNetwork
 
 _ALL = slice(None)
@@ -33,7 +34,9 @@ class CrossChain:
                 f"on the batch, found {None if cells.batch is None else cells.batch.shape}."
             )
         rows = background.rows_observing(np.arange(len(network.shapes)) == source)
+        self.background, self.rows = background, rows
         self.encoder = encoder_chain(network, source, cells, background, rows)
+        self.shares = background.shares(len(cells.observed), rows)
         values = network_values(network, background.x[source], rows)
         self.codes = network.encode(source, values)
         path = network.direct_path(source, target)
@@ -88,18 +91,33 @@ class CrossChain:
         the code for the last hidden layer, C x L x B x R.
         """
         values = self.encoder.side.values(self.cells.x[self.source], rows)
-        cells, background = self.encoder.trace(values), self.encoder.background
+        if self.shares is None:
+            cells, background = self.encoder.trace(values), self.encoder.background
+        else:
+            cells = background = self.encoder.trace_between(values, self.shares[rows])
         codes, batch = [cells.output, background.output], self._batch(rows)
+        codes = codes[:1] if background is cells else codes
         if batch is not None:
             codes = [code.expand(len(rows), -1, -1) for code in codes]
             codes = [torch.cat([c, batch[:, None].expand(-1, c.shape[1], -1)], 2) for c in codes]
         one = torch.eye(self.n_latent, codes[0].shape[2]).to(self.weight)[None, :, None]
         deep = [trace(self.steps, code) for code in codes]
-        outer = push_forward(self.steps, one, deep[0], deep[1])
+        outer = push_forward(self.steps, one, deep[0], deep[-1])
         one = one[..., : self.n_latent].expand(*outer.shape[:3], -1)
         if self.linear_path:
             outer = torch.cat([outer, one], 3)
-        return values, self.encoder.pull(one, cells), outer.to(self.weight.dtype)
+        return values, self.encoder.pull(one, cells, background), outer.to(self.weight.dtype)
+
+    def spread(
+        self, values: Tensor, inner: Tensor, outer: Tensor, weight: Tensor, gap: Gap
+    ) -> None:
+        """Tell `gap` how far points disagree; arguments as `maps` gives them, outer R x outputs.
+
+        The direct path is linear: its attributions are the same at all points.
+        """
+        if self.shares is not None:
+            pairs = self.encoder.totals(values, inner)
+            gap.sampled.vary(torch.einsum("clb,clbr->cbr", pairs, outer), weight)
 
     def base(self, rows: Rows, gap: Gap) -> Tensor:
         """Mean output of the background, in the batch of each cell: C x target features."""
@@ -134,7 +152,7 @@ class CrossChain:
         base = self.base(rows, gap)
         departure = predictor - base
         gap.depart(departure)
-        gap.add(totals, departure[:, chosen])
+        gap.add(totals, departure[:, chosen], sampled=self.shares is not None)
         return base[:, chosen]
 
 

@@ -6,7 +6,7 @@ once per cell, in blocks that stay in cache. Cells x inputs x outputs is never h
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,7 @@ from torch import Tensor
 from ._deeplift import (
     Rows,
     add_absolute,
+    as_csr,
     precise,
     strongest,
 )
@@ -26,13 +27,13 @@ from ._deeplift_input import SummedAttributions
 from ._explain import (
     ExplainSample,
     Floats,
-    Gap,
     Progress,
     check_samples,
     chunks_of,
     inference,
 )
 from ._explain_chain import CrossChain, multiplied_out
+from ._gap import Gap
 from ._network import UnitedNetwork
 
 #: Pairs of features looked up at a time.
@@ -56,12 +57,15 @@ class CrossRelevance:
         As in `GroupRelevance`.
     n_cells
         Cells that served, per group: those that observe the source.
+    standard_error
+        As in `GroupRelevance`, over cells and target features.
     """
 
     signed: list[Floats | sparse.csr_matrix]
     absolute: list[Floats | sparse.csr_matrix] | None
     gap: float
     n_cells: NDArray[np.int64]
+    standard_error: float = 0.0
 
 
 def cross_relevance(
@@ -145,7 +149,8 @@ def cross_relevance(
             means = sums.dense() if top_k is None else sums.top(top_k)
             signed.append(means[0])
             strength.extend(means[1:])
-    return CrossRelevance(signed, strength if absolute else None, gap.checked(tolerance), n_cells)
+    checked, found = gap.checked(tolerance), strength if absolute else None
+    return CrossRelevance(signed, found, checked, n_cells, gap.standard_error)
 
 
 class CrossSums:
@@ -185,6 +190,7 @@ class CrossSums:
     def add(self, rows: Rows, gap: Gap) -> None:
         """Add cells."""
         values, inner, outer = self.chain.maps(rows)
+        self.chain.spread(values, inner, outer, self.chain.weight, gap)
         if self.absolute is None:
             totals = self._add_signed(values, inner, outer)
         else:
@@ -291,11 +297,3 @@ class CrossSums:
         signed = self.signed_at(row, column)
         means = [signed] if absolute is None else [signed, absolute[row, column] / n_cells]
         return as_csr(means, row, column, self.shape)
-
-
-def as_csr(
-    values: Sequence[Tensor], row: Tensor, column: Tensor, shape: tuple[int, int]
-) -> list[sparse.csr_matrix]:
-    """Values of the same pairs as sparse matrices."""
-    index = row.cpu().numpy(), column.cpu().numpy()
-    return [sparse.csr_matrix((one.cpu().numpy(), index), shape) for one in values]

@@ -63,7 +63,7 @@ def match_groups(
 def in_order(found: GroupRelevance, order: NDArray[np.intp]) -> GroupRelevance:
     """Relevance with its groups in another order."""
     signed, absolute = ([x[:, order] for x in part] for part in (found.signed, found.absolute))
-    return GroupRelevance(signed, absolute, found.gap, found.n_cells[order])
+    return GroupRelevance(signed, absolute, found.gap, found.n_cells[order], found.standard_error)
 
 
 def group_stability(parts: Sequence[GroupRelevance], n_top: int) -> GroupStability:
@@ -91,6 +91,7 @@ def group_stability(parts: Sequence[GroupRelevance], n_top: int) -> GroupStabili
         np.split(absolute.mean(0), cuts),
         max(part.gap for part in parts),
         first.n_cells,
+        max(part.standard_error for part in parts),
     )
     spread = np.split(signed.std(0, ddof=1), cuts)
     return GroupStability(means, spread, np.split(frequency, cuts), np.array(correlation))

@@ -16,10 +16,11 @@ from numpy.typing import NDArray
 from scipy import sparse
 from torch import Tensor
 
-from ._deeplift import strongest
-from ._explain import ExplainSample, Floats, Gap, Progress, check_samples, inference
+from ._deeplift import as_csr, strongest
+from ._explain import ExplainSample, Floats, Progress, check_samples, inference
 from ._explain_chain import CrossChain
-from ._explain_cross import CrossRelevance, CrossSums, as_csr
+from ._explain_cross import CrossRelevance, CrossSums
+from ._gap import Gap
 from ._network import UnitedNetwork
 from ._stability import rank_correlation
 
@@ -135,7 +136,8 @@ def cross_stability(
     )
     worst = max(gap.checked(tolerance) for gap in gaps)
     n_cells = np.bincount(groups[observing], minlength=n_groups)
-    means = CrossRelevance(signed, absolute, worst, n_cells)
+    error = max(gap.standard_error for gap in gaps)
+    means = CrossRelevance(signed, absolute, worst, n_cells, error)
     return CrossStability(means, spread, frequency, np.array([one.correlation for one in found]))
 
 

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from .._keys import DEFAULT_STEM, Keys
+from ._coordinates import add_coordinates
 from ._explanation import build_explanation, check_no_n_top
 from ._ranking import SPREAD, ranked
 from ._slots import check_n_top, choose, command, stored, texts
@@ -83,12 +84,13 @@ def read_cross_relevance(
     ValueError
         None is stored, or not for this pair; the message lists the pairs that are.
     """
-    return _parse(_stored_pair(mdata, source, target, key_added))
+    return _parse(stored_pair(mdata, source, target, key_added))
 
 
-def _stored_pair(
+def stored_pair(
     mdata: MuData, source: str | Sequence[str], target: str, key_added: str
 ) -> Mapping[str, Any]:
+    """Return everything stored of a pair of modalities; errors as of `read_cross_relevance`."""
     asked = source if isinstance(source, str) else source_names(source)
     run = _command(source, target, key_added)
     found = stored(mdata, "cross_relevance", key_added=key_added, run=run)
@@ -204,7 +206,14 @@ def cross_relevance(
         models were explained, ``value`` and ``absolute`` are means over them, and two columns
         follow: ``sd`` (standard deviation of the signed value over models) and ``stability`` (share
         of models in which the pair is among the strongest of the group; ``n_top_stable`` of
-        `tl.explain` says how many these are).
+        `tl.explain` says how many these are). Of peaks and genes (either way round), where `mdata`
+        knows where they lie, there is ``distance``: bases from the peak to the gene's start, 0
+        where it is covered, negative upstream, NaN on another chromosome or where unknown. Peaks
+        are named ``"chr1:100-200"``; genes have a column ``interval``, or chromosome, start and
+        end, in ``.var``, and ``strand`` (without it the interval's start counts, as in muon; Cell
+        Ranger ARC's interval is that of a gene's starts). Where
+        ``muon.atac.tl.add_peak_annotation`` has run, ``peak_gene`` names the genes that the peak is
+        annotated to, joined by ``";"``.
     shap.Explanation
         With `as_explanation`. Rows are the explained cells of `group`, columns the features of the
         source; ``base_values`` and the ``values`` of a cell add up to its prediction of
@@ -235,7 +244,7 @@ def cross_relevance(
     >>> shap.plots.beeswarm(explanation)  # doctest: +SKIP
     """
     check_n_top(n_top)
-    entry = _stored_pair(mdata, source, target, key_added)
+    entry = stored_pair(mdata, source, target, key_added)
     found = _parse(entry)
     groups = choose(found.groups, group, "group")
     wanted = choose(found.target_features, target_feature, f"feature of {target!r}")
@@ -259,4 +268,5 @@ def cross_relevance(
         names = {"feature": features[rows], "target_feature": targets[columns]}
         spread = found.spread_of(name, rows, columns)
         tables.append(ranked(names, name, signed, absolute, n_top, spread))
-    return pd.concat(tables, ignore_index=True)
+    table = pd.concat(tables, ignore_index=True)
+    return add_coordinates(table, mdata, str(entry["source"]), target)

@@ -12,6 +12,7 @@ from .._keys import DEFAULT_STEM
 from ..get._cross_relevance import cross_relevance as get_cross_relevance
 from ..get._cross_relevance import read_cross_relevance, source_names
 from ..get._slots import check_n_top, choose
+from ._chord import draw_chords
 from ._matrix import add_colour_scale, draw_cells
 from ._style import LABEL, TITLE, check_option, literal, name_ticks, panels, symmetric_limit
 
@@ -26,16 +27,17 @@ def cross_relevance(
     target: str,
     group: str | Sequence[str] | None = None,
     n_top: int = 30,
-    kind: Literal["heatmap"] = "heatmap",
+    kind: Literal["heatmap", "chord"] = "heatmap",
     key_added: str = DEFAULT_STEM,
     ax: Axes | None = None,
 ) -> list[Axes]:
-    """Heat map of the strongest cross-modal relations, one panel a group.
+    """Heat map or chord diagram of the strongest cross-modal relations, one panel a group.
 
-    The strongest `n_top` pairs of a group name its rows (features of the source) and columns
-    (features of the target), the strongest first; everything stored between them is drawn. Colour
-    is the signed mean over the group's cells, the same scale in all panels; grey pairs are not
-    stored.
+    Heat map: the strongest `n_top` pairs of a group name its rows (features of the source) and
+    columns (features of the target), the strongest first; everything stored between them is drawn,
+    and grey pairs are not stored. Chord diagram (Tang et al. 2023): the strongest `n_top` pairs are
+    ribbons between features on a circle, as wide as their mean absolute relevance. Colour is the
+    signed mean over the group's cells, the same scale in all panels.
 
     Parameters
     ----------
@@ -50,11 +52,11 @@ def cross_relevance(
     n_top
         Number of strongest pairs of each group, by mean absolute relevance.
     kind
-        How to draw; ``"heatmap"``.
+        ``"heatmap"`` or ``"chord"``, which needs ``pip install pycirclize``.
     key_added
         The stem that the results were stored under.
     ax
-        Axes to draw in, where one group is drawn; new ones by default.
+        Axes to draw in, where one group is drawn; new ones by default. Polar for chords.
 
     Returns
     -------
@@ -67,7 +69,9 @@ def cross_relevance(
         `mdata` is not a MuData.
     ValueError
         This pair of modalities was not explained, a group or kind is unknown, `n_top` is not
-        positive, or `ax` is given for several groups.
+        positive, or `ax` is given for several groups, or is not polar for chords.
+    ImportError
+        pycirclize is not installed, and `kind` is ``"chord"``.
 
     Examples
     --------
@@ -75,12 +79,15 @@ def cross_relevance(
     >>> un.tl.explain(mdata, source="rna", target="adt")  # doctest: +SKIP
     >>> un.pl.cross_relevance(mdata, source="rna", target="adt", group="B")  # doctest: +SKIP
     """
-    check_option("kind", kind, ("heatmap",))
+    check_option("kind", kind, ("heatmap", "chord"))
     check_n_top(n_top)
     which: dict[str, Any] = {"source": source, "target": target, "key_added": key_added}
     groups = choose(read_cross_relevance(mdata, **which).groups, group, "group")
-    tables = [_square(get_cross_relevance(mdata, group=name, **which), n_top) for name in groups]
     names = " + ".join(source_names(source)), target
+    if kind == "chord":
+        strongest = [get_cross_relevance(mdata, group=g, n_top=n_top, **which) for g in groups]
+        return draw_chords(groups, strongest, names, ax)
+    tables = [_square(get_cross_relevance(mdata, group=name, **which), n_top) for name in groups]
     return _draw(groups, tables, names, ax)
 
 

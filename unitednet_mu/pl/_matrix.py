@@ -84,10 +84,10 @@ def dot_area(absolute: Any, largest: float) -> NDArray[Any]:
 
 
 def add_colour_scale(
-    figure: Figure, axes: Sequence[Axes], drawn: ScalarMappable, label: str
+    figure: Figure, axes: Sequence[Axes], drawn: ScalarMappable, label: str, pad: float = 0.02
 ) -> None:
-    """Add one colour scale for all axes."""
-    scale = figure.colorbar(drawn, ax=list(axes), shrink=0.6, aspect=25, pad=0.02)
+    """Add one colour scale for all axes, `pad` of their width beside them."""
+    scale = figure.colorbar(drawn, ax=list(axes), shrink=0.6, aspect=25, pad=pad)
     scale.set_label(label, fontsize=LABEL)
     scale.ax.tick_params(labelsize=TICK)
     scale.outline.set_visible(False)

@@ -1,16 +1,18 @@
-"""How far several models agree on the strongest features of every group."""
+"""How far several models agree on the strongest features, or pairs of them, of every group."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 from mudata import MuData
 
 from .._keys import DEFAULT_STEM
+from ..get import cross_relevance as get_cross_relevance
 from ..get import relevance as get_relevance
+from ..get._cross_relevance import stored_pair
 from ..get._slots import check_n_top, choose, command, stored, texts
 from ._matrix import add_colour_scale
 from ._style import LABEL, SEQUENTIAL, TICK, TITLE, literal, literals, panels
@@ -30,6 +32,8 @@ _LINE = "#777777"
 def stability(
     mdata: MuData,
     *,
+    source: str | Sequence[str] | None = None,
+    target: str | None = None,
     group: str | Sequence[str] | None = None,
     modality: str | Sequence[str] | None = None,
     n_top: int = 15,
@@ -38,22 +42,24 @@ def stability(
 ) -> list[Axes]:
     """Relevance of every group's strongest features with its spread over models, one panel a group.
 
-    Rows are the features with the largest mean absolute relevance, the strongest on top. A dot is
-    the mean over models of the signed relevance, the bar one standard deviation over models to
-    either side. The darker the dot, the larger the share of models in which the feature is among
-    the group's strongest. The title gives the mean rank correlation between models, over all
-    features.
+    Rows are the features, or with `source` and `target` the pairs of features, with the largest
+    mean absolute relevance, the strongest on top. A dot is the mean over models of the signed
+    relevance, the bar one standard deviation over models to either side. The darker the dot, the
+    larger the share of models in which the feature is among the group's strongest. The title gives
+    the mean rank correlation between models, over all features or pairs.
 
     Parameters
     ----------
     mdata
         A MuData explained by `tl.explain` with several models.
+    source, target
+        Draw cross-modal relevance from `source` to `target`; by default that for groups.
     group
         The group or groups to draw; all by default.
     modality
-        The modality or modalities to take features from; all by default.
+        Of relevance for groups: the modality or modalities to take features from; all by default.
     n_top
-        Number of features to draw of each group.
+        Number of features or pairs to draw of each group.
     key_added
         The stem that the results were stored under.
     ax
@@ -70,17 +76,30 @@ def stability(
         `mdata` is not a MuData.
     ValueError
         No relevance is stored, or of one model only; a group or modality is unknown, `n_top` is not
-        positive, or `ax` is given for several groups.
+        positive, or `ax` is given for several groups; only one of `source` and `target`, or
+        `modality` with them.
 
     Examples
     --------
     >>> import unitednet_mu as un
     >>> un.tl.explain(mdata, model=[first, second, third])  # doctest: +SKIP
     >>> un.pl.stability(mdata, group="B", n_top=10)  # doctest: +SKIP
+
+    >>> un.tl.explain(mdata, source="rna", target="adt", n_repeats=2)  # doctest: +SKIP
+    >>> un.pl.stability(mdata, source="rna", target="adt")  # doctest: +SKIP
     """
     check_n_top(n_top)
-    run = command("explain", "mdata", "model=[...]", key_added=key_added)
-    found = stored(mdata, "relevance", key_added=key_added, run=run)
+    if (source is None) != (target is None) or (source is not None and modality is not None):
+        raise ValueError(
+            "expected both source and target and no modality, or neither of them, found "
+            f"source={source!r}, target={target!r}, modality={modality!r}."
+        )
+    which = () if source is None else (f"source={source!r}", f"target={target!r}")
+    run = command("explain", "mdata", *which, "model=[...]", key_added=key_added)
+    if source is None or target is None:
+        found = stored(mdata, "relevance", key_added=key_added, run=run)
+    else:
+        found = stored_pair(mdata, source, target, key_added)
     groups = texts(found["groups"])
     params = found["params"]
     if "rank_correlation" not in params:
@@ -89,9 +108,14 @@ def stability(
             "with two models or more."
         )
     names = choose(groups, group, "group")
-    table = get_relevance(mdata, group=names, modality=modality, n_top=n_top, key_added=key_added)
+    asked: dict[str, Any] = {"group": names, "n_top": n_top, "key_added": key_added}
+    if source is None or target is None:
+        table = get_relevance(mdata, modality=modality, **asked)
+        labels = _labels(table, several=len(found["modalities"]) > 1)
+    else:
+        table = get_cross_relevance(mdata, source=source, target=target, **asked)
+        labels = _pair_labels(table)
     agreement = dict(zip(groups, np.atleast_1d(params["rank_correlation"]), strict=True))
-    labels = _labels(table, several=len(found["modalities"]) > 1)
     n_rows = max(int(table["group"].value_counts().max()) if len(table) else 0, LEAST_ROWS)
     size = (2.0 + 0.05 * max(map(len, labels), default=0), 0.9 + 0.17 * n_rows)
     figure, axes = panels(len(names), ax, panel=size, n_columns=N_COLUMNS, narrow="group=")
@@ -113,6 +137,11 @@ def _labels(table: pd.DataFrame, *, several: bool) -> list[str]:
     if not several:
         return names
     return [f"{name} ({literal(m, 12)})" for name, m in zip(names, table["modality"], strict=True)]
+
+
+def _pair_labels(table: pd.DataFrame) -> list[str]:
+    sides = (literals(list(table[name]), 18) for name in ("feature", "target_feature"))
+    return [f"{feature} → {target}" for feature, target in zip(*sides, strict=True)]
 
 
 def _agreement(correlation: float) -> str:

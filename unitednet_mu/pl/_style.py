@@ -37,10 +37,11 @@ def new_figure(
     panel: tuple[float, float],
     n_columns: int,
     layout: Literal["constrained", "compressed"] = "constrained",
+    projection: str | None = None,
 ) -> tuple[Figure, list[Axes]]:
     """Return a figure of equal panels (`panel` is width and height in inches) and its axes.
 
-    Panels of fixed aspect want the ``"compressed"`` layout.
+    Panels of fixed aspect want the ``"compressed"`` layout; `projection` is matplotlib's.
     """
     import matplotlib.pyplot as plt
 
@@ -52,6 +53,7 @@ def new_figure(
         figsize=(panel[0] * n_columns, panel[1] * n_rows),
         layout=layout,
         squeeze=False,
+        subplot_kw={"projection": projection},
     )
     axes = list(grid.ravel())
     for unused in axes[n_panels:]:
@@ -65,7 +67,13 @@ def one_axes(ax: Axes | None, *, size: tuple[float, float]) -> Axes:
 
 
 def panels(
-    n_panels: int, ax: Axes | None, *, panel: tuple[float, float], n_columns: int, narrow: str
+    n_panels: int,
+    ax: Axes | None,
+    *,
+    panel: tuple[float, float],
+    n_columns: int,
+    narrow: str,
+    projection: str | None = None,
 ) -> tuple[Figure, list[Axes]]:
     """Return a figure and one axes a panel: new ones, or `ax` where one panel is drawn.
 
@@ -75,7 +83,7 @@ def panels(
         `ax` is given for several panels; `narrow` names the arguments that choose one.
     """
     if ax is None:
-        return new_figure(n_panels, panel=panel, n_columns=n_columns)
+        return new_figure(n_panels, panel=panel, n_columns=n_columns, projection=projection)
     if n_panels != 1:
         raise ValueError(
             f"ax: expected None for {n_panels} panels, found {type(ax).__name__}; "

@@ -14,7 +14,9 @@ from .._keys import DEFAULT_STEM, check_key_added
 from .._model import Model
 from .._sample import choose_sample
 from .._validate import as_names, check_mudata, check_random_state, obs_column, unknown_name
+from ._explain_cost import announce
 from ._explain_job import Job
+from ._explain_method import Method, MethodName
 from ._explain_models import (
     called_groups,
     explain_groups,
@@ -41,6 +43,8 @@ def explain(
     cells: Sequence[str] | None = None,
     background: Sequence[str] | None = None,
     output: Literal["logits", "probabilities"] = "logits",
+    method: MethodName = "deeplift",
+    n_samples: int = 200,
     per_cell: bool | Sequence[str] = False,
     top_k: int | Literal["auto"] | None = "auto",
     transform_batch: str | None = None,
@@ -78,6 +82,14 @@ def explain(
         Names of the cells to explain, and of the background, instead of drawing them.
     output
         Of group identification: ``"logits"`` (centred over groups) or ``"probabilities"``.
+    method
+        ``"deeplift"``, or a second opinion: ``"expected_gradients"``, what
+        ``shap.GradientExplainer`` estimates, the mean over background and over random points
+        between it and the cell of the gradient times the difference, which adds up but for chance;
+        or ``"shap"``, ``shap.DeepExplainer`` itself, output by output, for small requests.
+    n_samples
+        Of expected gradients: points per cell, spread evenly over the background; raised to an even
+        multiple of its rows.
     per_cell
         Keep the attributions of every single cell too, for `get.relevance` and
         `get.cross_relevance` to hand to :mod:`shap` (``as_explanation=True``): to the outputs named
@@ -122,17 +134,21 @@ def explain(
         Group and feature names, and per modality ``signed`` and ``absolute`` float32 matrices,
         features x groups: the mean over the group's cells of the attribution to that group's
         output, and of its absolute value. NaN where no cell of the group has the modality.
-        ``params`` holds the sample, its groups, the background and the additivity gap. With
-        `per_cell` also ``per_cell``: the names of the ``outputs``, ``base_values`` (float32, cells
-        of the sample x outputs) and per modality the ``cells`` that have it, the attributions
-        ``values`` (float32, these cells x features x outputs), whichever group a cell is of, and
-        the features' ``data``. With several models ``signed`` and ``absolute`` are means over
-        them, and there are per modality ``signed_sd`` (standard deviation over models of the signed
-        values, ``ddof=1``) and ``top_frequency`` (share of models in which the feature is among the
-        `n_top_stable` strongest of the group by absolute relevance), float32, features x groups; in
-        ``params`` also ``n_models``, ``n_top_stable`` and ``rank_correlation`` (float64, per group:
-        mean over pairs of models of Spearman's correlation of the absolute relevance of all
-        features). ``gap`` is the largest of all models'.
+        ``params`` holds the sample, its groups, the background, the method and the additivity gap
+        (largest error over cells, relative to the largest departure from the background); of
+        expected gradients also ``gap_standard_error``, the typical error (root mean square) that
+        chance lets expect, in the same terms. With `per_cell` also ``per_cell``: the names of the
+        ``outputs``, ``base_values`` (float32, cells of the sample x outputs) and per modality the
+        ``cells`` that have it, the attributions ``values`` (float32, these cells x features x
+        outputs), whichever group a cell is of, and the features' ``data``.
+
+        With several models ``signed`` and ``absolute`` are means over them, and there are per
+        modality ``signed_sd`` (standard deviation over models of the signed values, ``ddof=1``) and
+        ``top_frequency`` (share of models in which the feature is among the `n_top_stable`
+        strongest of the group by absolute relevance), float32, features x groups; in ``params``
+        also ``n_models``, ``n_top_stable`` and ``rank_correlation`` (float64, per group: mean over
+        pairs of models of Spearman's correlation of the absolute relevance of all features).
+        ``gap`` is the largest of all models'.
     ``mdata[mod].varm["unitednet_relevance"]``, ``["unitednet_relevance_abs"]`` : float32
         The same, features x groups.
 
@@ -160,11 +176,16 @@ def explain(
     ValueError
         Only one of `source` and `target`, an argument of the one explanation given to the other,
         unknown names, no cell or background with the modalities, or `per_cell` past its limit.
+        A result that does not fit into memory, found before anything is computed. With
+        ``method="shap"``: probabilities, `per_cell`, several models, or more than it can do.
         `per_cell` or `n_repeats` with several models, or models that do not fit together: other
         modalities, features, layers, likelihoods, labels or number of groups. With `n_repeats`,
         `mdata` lacks what the model was trained on.
     RuntimeError
-        Attributions do not add up to the output.
+        Attributions do not add up to the output; of expected gradients: the typical error exceeds
+        the tolerance by more than five times what chance lets expect.
+    NotImplementedError
+        A layer has no rule (with ``method="shap"``: shap has none).
 
     Warns
     -----
@@ -173,7 +194,9 @@ def explain(
 
     Notes
     -----
-    Shrikumar et al. 2017 (rescale rule), Lundberg & Lee 2017 (averaging over a background).
+    Shrikumar et al. 2017 (rescale rule), Lundberg & Lee 2017 (averaging over a background),
+    Erion et al. 2021 (expected gradients). What a large request will take (products, time, memory)
+    is logged at level INFO before it begins.
 
     Cross-modal relevance says what a prediction rests on, which need not be what regulates: of
     features that vary together any may stand for all. Single links are found better by regression
@@ -195,9 +218,12 @@ def explain(
     _check_whole("n_top_stable", n_top_stable)
     if n_repeats != 0:
         _check_whole("n_repeats", n_repeats, "0 or ")
+    _check_whole("n_samples", n_samples)
     models = resolve_models(model, mdata, key_added, device)
     found = models[0]
     _check_several(len(models), n_repeats, per_cell)
+    how = Method(method, n_samples, seed)
+    how.check(output, len(models) + n_repeats, per_cell)
     explained = _explained(found, source, target)
     data = found.open(mdata)
     groups = _groups(mdata, data, found, groupby)
@@ -211,9 +237,11 @@ def explain(
         background=background,
         seed=seed,
     )
+    job = Job(found, data, groups, sample, progress, method=how)
+    n_pairs = _pairs_kept(found, source, target, top_k)
+    announce(job, len(models) + n_repeats, source, target, n_pairs)
     if n_repeats:
         models += refit(mdata, found, n_repeats=n_repeats, progress=progress)
-    job = Job(found, data, groups, sample, progress)
     kept = job.outputs_kept(per_cell, explained, target)
     params = {
         "cells": np.asarray(data.obs_names[sample.cells], dtype=str),
@@ -233,12 +261,11 @@ def explain(
             params |= stability_params(len(models), n_top_stable, stable)
         else:
             whole, cell = job.explain_groups(output, kept)
-        params |= {"output": output, "gap": float(whole.gap), "n_cells": whole.n_cells}
+        params |= {"output": output, "n_cells": whole.n_cells, **how.params(whole)}
         values = {"signed": whole.signed, "absolute": whole.absolute, **more}
         result = _results.target_of(mdata, copy)
         _results.write_relevance(result, keys, found, values, params, cell)
     else:
-        n_pairs = _pairs_kept(found, source, target, top_k)
         batches = [_batch_mixture(one, target, transform_batch) for one in models]
         if several:
             stable_pair = explain_pair(
@@ -248,7 +275,7 @@ def explain(
             params |= stability_params(len(models), n_top_stable, stable_pair)
         else:
             pair, cell = job.explain_pair(source, target, batches[0], n_pairs, kept)
-        params |= {"top_k": n_pairs or 0, "gap": float(pair.gap), "n_cells": pair.n_cells}
+        params |= {"top_k": n_pairs or 0, "n_cells": pair.n_cells, **how.params(pair)}
         values = {"signed": pair.signed, "absolute": pair.absolute or [], **more}
         result = _results.target_of(mdata, copy)
         _results.write_cross_relevance(result, keys, found, source, target, values, params, cell)
@@ -320,8 +347,10 @@ def _groups(mdata: MuData, data: Dataset, model: Model, groupby: str | None) -> 
 
 
 def _pairs_kept(
-    model: Model, source: str, target: str, top_k: int | Literal["auto"] | None
+    model: Model, source: str | None, target: str | None, top_k: int | Literal["auto"] | None
 ) -> int | None:
+    if source is None or target is None:
+        return None
     if top_k != "auto":
         return top_k
     specs = {spec.name: spec for spec in model.info.modalities}

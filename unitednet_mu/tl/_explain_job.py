@@ -4,21 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
 from tqdm.auto import tqdm
 
 from .. import _results
+from .._by_shap import ShapGroupChain, shap_cross_relevance
 from .._data import Dataset
-from .._explain import ExplainSample, GroupRelevance, Progress, group_relevance
+from .._explain import ExplainSample, GroupChain, GroupRelevance, Progress, group_relevance
 from .._explain_cells import CellRelevance, cell_cross_relevance, cell_group_relevance
 from .._explain_cross import CrossRelevance, cross_relevance
 from .._model import Model
 from .._sample import Sample
 from .._train import threads_for
 from .._validate import unknown_name
+from ._explain_method import Method
 
 #: Most that attributions of single cells may take.
 _PER_CELL_BYTES = 2**30
@@ -38,6 +40,8 @@ class Job:
         Cells to explain, and the background.
     progress, title
         Whether to show a progress bar, and its name.
+    method
+        How relevance is computed.
     """
 
     model: Model
@@ -46,6 +50,7 @@ class Job:
     sample: Sample
     progress: bool
     title: str = "explain"
+    method: Method = field(default_factory=Method)
 
     def outputs_kept(
         self, per_cell: bool | Sequence[str], explained: Sequence[int], target: str | None
@@ -87,9 +92,12 @@ class Job:
     ) -> tuple[GroupRelevance, dict[str, Any]]:
         """Relevance for groups, and the entry for attributions of single cells."""
         network, cells = self.model.network, self.values(self.sample.cells)
-        background = self.values(self.sample.background)
+        background = self.background()
+        chain_type = ShapGroupChain if self.method.name == "shap" else GroupChain
         with self.progress_bar(self.title) as advance:
-            whole = group_relevance(network, cells, background, output=output, progress=advance)
+            whole = group_relevance(
+                network, cells, background, output=output, progress=advance, chain_type=chain_type
+            )
         if not kept:
             return whole, {}
         with self.progress_bar("explain every cell") as advance:
@@ -109,15 +117,14 @@ class Job:
     ) -> tuple[CrossRelevance, dict[str, Any]]:
         """Relevance of one modality for another, and the entry for that of single cells."""
         network, cells = self.model.network, self.values(self.sample.cells, batch)
-        background = self.values(self.sample.background, batch)
+        background = self.background(batch)
+        explain = shap_cross_relevance if self.method.name == "shap" else cross_relevance
         pair = (
             self.model.modality_index(source, "source"),
             self.model.modality_index(target, "target"),
         )
         with self.progress_bar(self.title) as advance:
-            whole = cross_relevance(
-                network, *pair, cells, background, top_k=top_k, progress=advance
-            )
+            whole = explain(network, *pair, cells, background, top_k=top_k, progress=advance)
         if not kept:
             return whole, {}
         with self.progress_bar("explain every cell") as advance:
@@ -146,6 +153,10 @@ class Job:
         batches = None if batch is None else np.repeat(batch[None], len(cells), 0)
         n_groups = len(self.model.info.groups)
         return ExplainSample(x, observed, self.groups[cells], batches, n_groups)
+
+    def background(self, batch: np.ndarray | None = None) -> ExplainSample:
+        """Values of the background, and how cells are compared with it."""
+        return replace(self.values(self.sample.background, batch), path=self.method.path)
 
     @contextmanager
     def progress_bar(self, what: str, n_models: int = 1) -> Iterator[Progress]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
@@ -129,13 +130,11 @@ def explain_groups(
     """Explain groups by every model, on the cells, groups and background of `job`."""
     parts = []
     for number, (model, order) in enumerate(zip(models, orders, strict=True), 1):
-        own = Job(
-            model,
-            job.data,
-            np.where(job.groups >= 0, order[job.groups], -1),
-            job.sample,
-            job.progress,
-            f"explain model {number} of {len(models)}",
+        own = replace(
+            job,
+            model=model,
+            groups=np.where(job.groups >= 0, order[job.groups], -1),
+            title=f"explain model {number} of {len(models)}",
         )
         parts.append(in_order(own.explain_groups(output, [])[0], order))
     return group_stability(parts, n_top)
@@ -154,7 +153,7 @@ def explain_pair(
     """Explain one modality by another with every model, each decoding as its own of `batches`."""
     sample = job.sample
     members = [
-        Member(model.network, job.values(sample.cells, batch), job.values(sample.background, batch))
+        Member(model.network, job.values(sample.cells, batch), job.background(batch))
         for model, batch in zip(models, batches, strict=True)
     ]
     pair = job.model.modality_index(source, "source"), job.model.modality_index(target, "target")
