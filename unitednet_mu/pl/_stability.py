@@ -75,8 +75,12 @@ def stability(
     Examples
     --------
     >>> import unitednet_mu as un
-    >>> un.tl.explain(mdata, model=[first, second, third])  # doctest: +SKIP
-    >>> un.pl.stability(mdata, group="B", n_top=10)  # doctest: +SKIP
+    >>> mdata = un.datasets.simulate_multimodal(n_obs=60, n_groups=2)
+    >>> un.tl.fit(mdata, labels_key="cell_type", training={"max_epochs": 2}, progress=False)
+    >>> un.tl.explain(mdata, n_repeats=2, progress=False)
+    >>> axes = un.pl.stability(mdata, n_top=10)
+    >>> len(axes)  # one a group
+    2
     """
     check_n_top(n_top)
     run = command("explain", "mdata", "model=[...]", key_added=key_added)
