@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import ast
 import importlib
+import importlib.util
 import inspect
 import re
-import sys
 import tomllib
-from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
+from anndata import AnnData
 from mudata import MuData
 
 import unitednet_mu as un
@@ -41,7 +42,9 @@ METHODS = ("modality_weights", "encode", "predict", "save", "load")
 def section(thing: Any, heading: str) -> list[str]:
     """Lines of one section of a numpy docstring."""
     text = inspect.getdoc(thing) or ""
-    found = re.search(rf"^{heading}\n-+\n(.*?)(?=^[A-Z]\w+\n-+$|\Z)", text, re.DOTALL | re.MULTILINE)
+    found = re.search(
+        rf"^{heading}\n-+\n(.*?)(?=^[A-Z]\w+\n-+$|\Z)", text, re.DOTALL | re.MULTILINE
+    )
     return found.group(1).rstrip().splitlines() if found else []
 
 
@@ -53,7 +56,9 @@ KINDS = (
 ).split()
 
 
-@pytest.mark.parametrize("name", [n for n in FUNCTIONS if n.startswith(("tl.", "pp.", "datasets."))])
+@pytest.mark.parametrize(
+    "name", [n for n in FUNCTIONS if n.startswith(("tl.", "pp.", "datasets."))]
+)
 def test_returns_names_slots_and_types(name: str) -> None:
     lines = section(FUNCTIONS[name], "Returns")
     entries = [line for line in lines if line.startswith("``") or line.startswith("mdata")]
@@ -64,7 +69,9 @@ def test_returns_names_slots_and_types(name: str) -> None:
     assert entries or "Nothing is written." in " ".join(lines)
 
 
-@pytest.mark.parametrize("name", [n for n in FUNCTIONS if n.startswith(("pl.", "get.", "metrics."))])
+@pytest.mark.parametrize(
+    "name", [n for n in FUNCTIONS if n.startswith(("pl.", "get.", "metrics."))]
+)
 def test_returns_begins_with_the_type(name: str) -> None:
     kinds = r"(shap|pandas|matplotlib|list of)\S*|DataFrame|Dictionary|Float|float64 array|Model"
     first = section(FUNCTIONS[name], "Returns")[0]
@@ -101,7 +108,9 @@ class Raised:
             for node in ast.walk(tree):
                 if isinstance(node, ast.ImportFrom) and node.level:
                     home = module.split(".")[: len(parts) - node.level]
-                    source = ".".join([*home, *((node.module or "").split(".") if node.module else [])])
+                    source = ".".join(
+                        [*home, *((node.module or "").split(".") if node.module else [])]
+                    )
                     for alias in node.names:
                         known[alias.asname or alias.name] = (source, alias.name)
 
@@ -153,3 +162,205 @@ def test_what_is_raised_is_documented(name: str) -> None:
 
 def test_the_walk_finds_what_is_raised() -> None:
     assert raised().of("unitednet_mu.tl._fit", "fit") >= {"TypeError", "ValueError"}
+
+
+# ------------------------------------------------------------------ the README's table
+
+#: Rows of the table, and what each function needs to run.
+ROWS = (
+    "tl.fit",
+    "tl.integrate",
+    "tl.predict_modality",
+    "tl.transfer_labels",
+    "tl.explain(mdata)",
+    "tl.explain(mdata, source=, target=)",
+)
+STORED = '.uns["unitednet"]["model"]'
+
+
+def table() -> dict[str, tuple[str, str]]:
+    """Cells of the README's table: by function what it reads and what it writes."""
+    lines = (ROOT / "README.md").read_text("utf-8").splitlines()
+    rows = [line.strip("|").split(" | ") for line in lines if line.startswith("| `tl.")]
+    return {row[0].strip(" `"): (row[1], row[2]) for row in rows}
+
+
+def slots(cell: str) -> set[str]:
+    """Slots that a cell of the table names; bare names follow the ``.uns`` entry they are in."""
+    found, inside = set(), ""
+    for code in re.findall(r"`([^`]+)`", cell):
+        if re.fullmatch(r"\w+", code):
+            found.add(f'{inside}["{code}"]')
+        elif code == '.uns["unitednet"]':
+            inside = code
+        elif code not in (".obsm", ".var"):  # said of a slot that is named before
+            found.add(code)
+    return found
+
+
+def slot_of(leaf: str, old: list[str], mods: list[str]) -> str | None:
+    """Name in the table of a leaf of a fingerprint; None for what follows from other slots.
+
+    That is lists of keys and of modalities, and a MuData's own account of which cells and features
+    its modalities hold. `old` are the modalities before, `mods` those there are now.
+    """
+    owner, _, slot = leaf.partition(".")
+    attribute, *keys = re.findall(r"[^\[\].]+", slot) or [""]
+    if owner in set(mods) - set(old):
+        return '.mod["<target>_from_<source>"]'
+    if owner:
+        here = f'["{keys[0]}"]' if keys else ""
+        return f"mdata[mod].{attribute}{here}" if here or attribute == "X" else None
+    if not keys or keys[0] in ("index", "columns", *mods):
+        return None
+    if attribute in ("obsmap", "varmap", "var"):
+        return None
+    if attribute == "uns":
+        return f'.uns["{keys[0]}"]["{keys[1]}"]' if len(keys) > 1 else None
+    return f'.{attribute}["{keys[0]}"]'
+
+
+def changed(before: dict[str, Any], after: dict[str, Any]) -> set[str]:
+    """Slots that differ between two fingerprints, named as in the table."""
+    old, mods = before["modalities"], after["modalities"]
+    leaves = [leaf for leaf in before | after if before.get(leaf) != after.get(leaf)]
+    return {slot for leaf in leaves if (slot := slot_of(leaf, old, mods)) is not None}
+
+
+def call(
+    row: str, mdata: MuData, reference: MuData, model: _model.Model | None, **more: Any
+) -> None:
+    """Run the function of a row; `model` is None where it is to be read from the object."""
+    quiet = {"progress": False, "model": model, **more}
+    if row == "tl.fit":
+        settings = {"network": {"n_latent": 4}, "training": {"max_epochs": 2}}
+        un.tl.fit(mdata, labels_key="cell_type", batch_key="batch", progress=False, **settings)
+    elif row == "tl.integrate":
+        un.tl.integrate(mdata, model=model)
+    elif row == "tl.predict_modality":
+        un.tl.predict_modality(mdata, source="rna", target="adt", model=model)
+    elif row == "tl.transfer_labels":
+        un.tl.transfer_labels(mdata, reference, **quiet)
+    elif row == "tl.explain(mdata)":
+        un.tl.explain(mdata, **quiet)
+    else:
+        un.tl.explain(mdata, source="rna", target="adt", **quiet)
+
+
+def test_the_table_has_the_five_functions() -> None:
+    assert tuple(table()) == ROWS
+    assert {row.split("(")[0].removeprefix("tl.") for row in ROWS} == set(un.tl.__all__)
+
+
+@pytest.mark.filterwarnings("ignore:adapt. expected held-out cells:UserWarning")
+@pytest.mark.parametrize("row", ROWS)
+def test_functions_write_what_the_table_says(row: str, fitted: MuData, fingerprint: Any) -> None:
+    mdata = fitted.copy()
+    del mdata.uns["unitednet"]
+    if row == "tl.transfer_labels":  # far from the reference, so that it is adapted to
+        for adata in mdata.mod.values():
+            adata.X = adata.X + np.float32(3)
+    before = fingerprint(mdata)
+    call(row, mdata, fitted, un.get.model(fitted))
+    assert changed(before, fingerprint(mdata)) == slots(table()[row][1])
+
+
+def only(mdata: MuData, reads: set[str]) -> MuData:
+    """An object with nothing but what a row of the table says is read."""
+    bare = MuData({mod: AnnData(adata.X, var=adata.var[[]]) for mod, adata in mdata.mod.items()})
+    for mod, adata in bare.mod.items():
+        adata.obs_names = mdata[mod].obs_names
+    bare = MuData(dict(bare.mod))
+    columns = {".obs[labels_key]": "cell_type", ".obs[batch_key]": "batch"}
+    for name in reads & set(columns):
+        bare.obs[columns[name]] = mdata.obs[columns[name]]
+    stored = mdata.uns["unitednet"]
+    entries = {name: stored[name] for name in stored if f'.uns["unitednet"]["{name}"]' in reads}
+    if entries:
+        bare.uns["unitednet"] = entries
+    return bare
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_functions_read_what_the_table_says(row: str, fitted: MuData, fingerprint: Any) -> None:
+    """They write the same into an object that has nothing else; and nothing without the model."""
+    reads, writes = (slots(cell) for cell in table()[row])
+    is_query = row == "tl.transfer_labels"
+    found = []
+    for reference in (fitted.copy(), only(fitted, reads)):
+        query = only(fitted, {"mdata[mod].X"}) if is_query else reference
+        call(row, query, reference, None)
+        leaves = fingerprint(query)
+        mods = leaves["modalities"]
+        found.append({x: leaves[x] for x in leaves if slot_of(x, list(fitted.mod), mods) in writes})
+    assert found[0] == found[1]
+    assert found[0]
+    if STORED in reads:
+        bare = only(fitted, reads - {STORED})
+        with pytest.raises(ValueError, match=r"tl\.fit"):
+            call(row, bare, bare, None)
+
+
+# ------------------------------------------------------------------ pages
+
+
+def documented() -> list[str]:
+    """Names in the reference's lists."""
+    text = (ROOT / "docs" / "api.md").read_text("utf-8")
+    blocks = re.findall(r"^\.\. autosummary::\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    lines = [line.strip() for block in blocks for line in block.splitlines()]
+    return [line for line in lines if line and not line.startswith(":")]
+
+
+def test_every_public_name_is_in_the_reference() -> None:
+    found = documented()
+    assert len(found) == len(set(found))
+    classes = {f"~{one.__module__.partition('.')[2]}.{one.__name__}" for one in CLASSES.values()}
+    assert set(found) == {*FUNCTIONS, *classes}
+
+
+def extension() -> ModuleType:
+    """The documentation's own extension of Sphinx."""
+    pytest.importorskip("sphinx", reason='the optional group "docs" is not installed')
+    path = ROOT / "docs" / "_extensions" / "unitednet_docs.py"
+    spec = importlib.util.spec_from_file_location("unitednet_docs", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.site
+def test_names_link_themselves() -> None:
+    assert set(extension().public_names()) == {*FUNCTIONS, *CLASSES}
+
+
+@pytest.mark.site
+def test_tutorials_are_listed_once_there_are_any(tmp_path: Path) -> None:
+    gather = extension().gather_tutorials
+    source, target = tmp_path / "tutorials", tmp_path / "docs"
+    assert gather(source, target) == []
+    assert not target.exists()
+    source.mkdir()
+    (source / "1_first.ipynb").write_text("{}", "utf-8")
+    (source / "notes.txt").write_text("not shown", "utf-8")
+    assert gather(source, target) == ["1_first"]
+    assert sorted(path.name for path in target.iterdir()) == ["1_first.ipynb", "index.md"]
+    (source / "1_first.ipynb").unlink()
+    assert gather(source, target) == []
+    assert not target.exists()
+
+
+def test_the_ecosystem_entry_agrees_with_the_package() -> None:
+    lines = (ROOT / "docs" / "meta.yaml").read_text("utf-8").splitlines()
+    entry = dict(line.split(": ", 1) for line in lines if re.match(r"\w+: ", line))
+    package = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    assert entry["name"] == package["name"]
+    assert entry["license"] == package["license"]
+    required = {"description", "project_home", "documentation_home", "primary_category", "language"}
+    assert required | {"category", "test_command"} <= set(entry)
+
+
+def test_hooks_use_the_tested_version_of_ruff() -> None:
+    constraints = (ROOT / "tests" / "constraints.txt").read_text("utf-8")
+    (tested,) = re.findall(r"^ruff==(\S+)$", constraints, re.MULTILINE)
+    assert f"rev: v{tested}\n" in (ROOT / ".pre-commit-config.yaml").read_text("utf-8")

@@ -1,4 +1,4 @@
-"""What Sphinx does not bring: formulas as MathML, names that link themselves, tutorials gathered."""
+"""What Sphinx does not bring: formulas as MathML, names that link themselves, tutorials."""
 
 from __future__ import annotations
 
