@@ -101,6 +101,7 @@ html_css_files = ["custom.css"]
 html_copy_source = False
 html_show_sourcelink = False
 html_theme_options = {
+    "footer_content_items": ["copyright"],
     "navigation_with_keys": False,
     "show_navbar_depth": 1,
     "use_download_button": False,
