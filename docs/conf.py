@@ -100,6 +100,7 @@ html_static_path = ["_static"]
 html_css_files = ["custom.css"]
 html_copy_source = False
 html_show_sourcelink = False
+html_context = {"default_mode": "auto"}  # without it the theme logs an error on a first visit
 html_theme_options = {
     "footer_content_items": ["copyright"],
     "navigation_with_keys": False,
