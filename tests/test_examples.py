@@ -1,16 +1,19 @@
-"""The examples in public docstrings run, as they stand, and print what they say."""
+"""The examples in public docstrings and the user guide run, as they stand."""
 
 from __future__ import annotations
 
 import doctest
 import importlib
 import inspect
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from mudata import MuData
 
+import unitednet_mu as un
 from unitednet_mu import _config, _model
 
 MODULES = ("tl", "pp", "pl", "get", "datasets", "metrics")
@@ -52,3 +55,27 @@ def test_examples_run(example: doctest.DocTest) -> None:
     found = doctest.DocTestRunner(verbose=False).run(example, out=lines.append)
     assert found.attempted == len(example.examples)
     assert not found.failed, "".join(lines)
+
+
+@pytest.fixture
+def brief(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every fit is cut short: a page's code is to run, not to find anything."""
+    fit = un.tl.fit
+
+    def short(mdata: MuData, **more: Any) -> Any:
+        training = {"max_epochs": 2, "refit": False}
+        return fit(mdata, **{**more, "training": training, "progress": False})
+
+    monkeypatch.setattr(un.tl, "fit", short)
+
+
+@pytest.mark.filterwarnings("ignore:modality .* constant features carry no:UserWarning")
+@pytest.mark.usefixtures("away", "brief")
+def test_the_guide_runs() -> None:
+    text = (Path(__file__).parent.parent / "docs" / "guide.md").read_text("utf-8")
+    blocks = re.findall(r"^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    assert len(blocks) > 10
+    names: dict[str, Any] = {}
+    for block in blocks:
+        exec(compile(block, "docs/guide.md", "exec"), names)
+    assert Path("fitted.h5mu").is_file()
