@@ -110,6 +110,11 @@ def drop_absent_pages(app: Sphinx, docname: str, source: list[str]) -> None:
         )
 
 
+def reread_landing_page(app: Sphinx, *_: Any) -> list[str]:
+    """Read the landing page at every build: pages may have come or gone."""
+    return [app.config.root_doc]
+
+
 def _gather(app: Sphinx, config: Any) -> None:
     gather_tutorials(app.srcdir.parent / "tutorials", app.srcdir / "tutorials")
 
@@ -120,5 +125,6 @@ def setup(app: Sphinx) -> dict[str, bool]:
     app.add_html_math_renderer("mathml", (visit_math, None), (visit_math_block, None))
     app.connect("config-inited", _gather)
     app.connect("autodoc-process-docstring", drop_colon, priority=900)
+    app.connect("env-get-outdated", reread_landing_page)
     app.connect("source-read", drop_absent_pages)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
