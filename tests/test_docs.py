@@ -51,11 +51,10 @@ def section(thing: Any, heading: str) -> list[str]:
 # ------------------------------------------------------------------ docstrings
 
 #: How a slot's content is named: the type that is stored, or the type of each number in it.
-KINDS = (
-    "AnnData DataFrame bool categorical category dict dtype float float32 float64 int64 str"
-).split()
-
-
+KINDS = {
+    *("AnnData", "DataFrame", "dict", "bool", "categorical", "category", "str"),
+    *("dtype", "float", "float32", "float64", "int64"),
+}
 WRITING = [name for name in FUNCTIONS if name.startswith(("tl.", "pp.", "datasets."))]
 READING = [name for name in FUNCTIONS if name not in WRITING]
 
