@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -68,15 +69,21 @@ class ApiRole(SphinxRole):
         return [link], []
 
 
+def mathml(node: nodes.Element, *, as_block: bool = False) -> str:
+    """Return a formula as MathML; bars of norms stay as high as letters, which browsers stretch."""
+    formula = tex2mathml(node.astext(), as_block=as_block)
+    return re.sub("<mo([^>]*)>([‖|])</mo>", r'<mo\1 stretchy="false">\2</mo>', formula)
+
+
 def visit_math(translator: Any, node: nodes.math) -> None:
     """Write a formula within a line."""
-    translator.body.append(tex2mathml(node.astext()))
+    translator.body.append(mathml(node))
     raise nodes.SkipNode
 
 
 def visit_math_block(translator: Any, node: nodes.math_block) -> None:
     """Write a formula of its own."""
-    formula = tex2mathml(node.astext(), as_block=True)
+    formula = mathml(node, as_block=True)
     translator.body.append(f'<div class="math-block">{formula}</div>\n')
     raise nodes.SkipNode
 
