@@ -237,6 +237,8 @@ def test_model_round_trips(
     un.tl.fit(paired, **{**quick, **settings})
     model = un.get.model(paired)
     same(Model.from_dict(model.to_dict()), model)
+    with pytest.raises(OSError, match=r"cannot write .*Does its folder exist"):
+        model.save(tmp_path / "nowhere" / "model.safetensors")
     model.save(tmp_path / "model.safetensors")
     loaded = Model.load(tmp_path / "model.safetensors")
     same(loaded, model)

@@ -128,6 +128,20 @@ class NetworkConfig(_Config):
         dimension.
     discriminators
         Discriminators that judge decoded against real values (the adversarial part of the losses).
+
+    Raises
+    ------
+    ValueError
+        A value is out of range.
+
+    Examples
+    --------
+    >>> import unitednet_mu as un
+    >>> mdata = un.datasets.simulate_multimodal(n_obs=60, n_groups=2)
+    >>> network, training = {"n_latent": 8, "n_hidden": (32,)}, {"max_epochs": 2}
+    >>> un.tl.fit(mdata, n_groups=2, network=network, training=training, progress=False)
+    >>> mdata.uns["unitednet"]["params"]["network"]["n_latent"]
+    8
     """
 
     n_latent: int = 32
@@ -212,6 +226,20 @@ class TrainingConfig(_Config):
         the codes after a warm-up, or ``"random"``.
     warmup
         Share of the epochs before the groups start.
+
+    Raises
+    ------
+    ValueError
+        A value is out of range, or `loss_weights` names an unknown term.
+
+    Examples
+    --------
+    >>> import unitednet_mu as un
+    >>> mdata = un.datasets.simulate_multimodal(n_obs=60, n_groups=2)
+    >>> training = {"max_epochs": 2, "loss_weights": {"contrastive": 0}}
+    >>> un.tl.fit(mdata, labels_key="cell_type", training=training, progress=False)
+    >>> mdata.uns["unitednet"]["params"]["training"]["loss_weights"]["contrastive"]
+    0.0
     """
 
     max_epochs: int | None = None

@@ -65,8 +65,13 @@ class Model:
     Examples
     --------
     >>> import unitednet_mu as un
-    >>> model = un.get.model(mdata)  # doctest: +SKIP
-    >>> model.encode(mdata).fused.shape  # doctest: +SKIP
+    >>> mdata = un.datasets.simulate_multimodal(n_obs=60, n_groups=2)
+    >>> un.tl.fit(mdata, labels_key="cell_type", training={"max_epochs": 2}, progress=False)
+    >>> model = un.get.model(mdata)
+    >>> model.encode(mdata).fused.shape
+    (60, 32)
+    >>> model.predict(mdata, "rna", "adt").shape
+    (60, 20)
     """
 
     def __init__(
@@ -97,7 +102,13 @@ class Model:
         return self.modality_names.index(name)
 
     def modality_weights(self) -> np.ndarray:
-        """Fusion weight of each modality where all are observed, float32 (mean over the code)."""
+        """Fusion weight of each modality where a cell has all of them.
+
+        Returns
+        -------
+        numpy.ndarray
+            float32, one weight a modality (mean over the code); they sum to 1.
+        """
         everything = torch.ones(1, len(self.modality_names), dtype=torch.bool, device=self.device)
         with torch.no_grad():
             return self.network.fusion.weights(everything).mean(2)[0].cpu().numpy()
@@ -145,7 +156,14 @@ class Model:
         Returns
         -------
         Encoded
-            Rows follow ``mdata.obs_names``; NaN where a cell has none of the modalities.
+            float32 arrays whose rows follow ``mdata.obs_names``, NaN where a cell lacks what they
+            are of: ``codes`` (cells x modalities x n_latent), ``fused`` (cells x n_latent),
+            ``logits`` (cells x groups, calibrated) and ``probabilities`` (cells x groups).
+
+        Raises
+        ------
+        ValueError
+            An unknown modality, or features are missing.
         """
         data = mdata if isinstance(mdata, Dataset) else self.open(mdata)
         used = np.ones(len(self.modality_names), dtype=bool)
@@ -193,8 +211,14 @@ class Model:
 
         Returns
         -------
-        float32, cells x target features, in the target's units (probabilities where binary); NaN
-        for cells that have none of the sources.
+        numpy.ndarray
+            float32, cells x target features, in the target's units (probabilities where binary);
+            NaN for cells that have none of the sources.
+
+        Raises
+        ------
+        ValueError
+            An unknown modality or batch, or features are missing.
         """
         data = mdata if isinstance(mdata, Dataset) else self.open(mdata)
         fused = self.encode(data, modalities=as_list(source)).fused
@@ -303,12 +327,33 @@ class Model:
         return cls(*rebuild(*_storage.from_entries(stored)))
 
     def save(self, path: str | Path) -> None:
-        """Write the model to one safetensors file (settings in its metadata; no pickle)."""
+        """Write the model to one safetensors file (settings in its metadata; no pickle).
+
+        Parameters
+        ----------
+        path
+            File to write; one that is there is replaced.
+
+        Raises
+        ------
+        OSError
+            The file cannot be written.
+        """
         _storage.to_file(path, self._tensors(), self.info.to_json())
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
         """Read a file written by :meth:`save`.
+
+        Parameters
+        ----------
+        path
+            File to read.
+
+        Returns
+        -------
+        Model
+            On the CPU.
 
         Raises
         ------

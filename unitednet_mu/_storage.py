@@ -54,9 +54,20 @@ def from_entries(stored: Mapping[str, Any]) -> tuple[dict[str, Tensor], str]:
 
 
 def to_file(path: str | Path, tensors: dict[str, Tensor], text: str) -> None:
-    """Write one safetensors file, the text and a checksum in its metadata."""
+    """Write one safetensors file, the text and a checksum in its metadata.
+
+    Raises
+    ------
+    OSError
+        The file cannot be written.
+    """
     metadata = {_METADATA_KEY: text, _CHECKSUM_KEY: _checksum(tensors, text)}
-    safetensors.torch.save_file(tensors, str(path), metadata)
+    try:
+        safetensors.torch.save_file(tensors, str(path), metadata)
+    except safetensors.SafetensorError as error:
+        raise OSError(
+            f"model: cannot write {str(path)!r} ({error}). Does its folder exist?"
+        ) from error
 
 
 def from_file(path: str | Path) -> tuple[dict[str, Tensor], str]:

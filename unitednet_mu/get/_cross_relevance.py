@@ -233,15 +233,29 @@ def cross_relevance(
     Examples
     --------
     >>> import unitednet_mu as un
-    >>> un.tl.explain(mdata, source="rna", target="adt")  # doctest: +SKIP
-    >>> un.get.cross_relevance(mdata, source="rna", target="adt", group="B")  # doctest: +SKIP
+    >>> mdata = un.datasets.simulate_multimodal(n_obs=60, n_groups=2)
+    >>> un.tl.fit(mdata, labels_key="cell_type", training={"max_epochs": 2}, progress=False)
+    >>> un.tl.explain(
+    ...     mdata,
+    ...     source="rna",
+    ...     target="adt",
+    ...     groupby="cell_type",
+    ...     per_cell=["adt_0"],
+    ...     progress=False,
+    ... )
+    >>> table = un.get.cross_relevance(mdata, source="rna", target="adt", group="group0")
+    >>> table.columns.tolist()
+    ['feature', 'target_feature', 'group', 'value', 'absolute', 'sign', 'rank']
+
+    Every explained cell, for shap's own plots:
 
     >>> import shap
-    >>> un.tl.explain(mdata, source="rna", target="adt", per_cell=["cd8a"])  # doctest: +SKIP
     >>> explanation = un.get.cross_relevance(
-    ...     mdata, source="rna", target="adt", target_feature="cd8a", as_explanation=True
-    ... )  # doctest: +SKIP
-    >>> shap.plots.beeswarm(explanation)  # doctest: +SKIP
+    ...     mdata, source="rna", target="adt", target_feature="adt_0", as_explanation=True
+    ... )
+    >>> explanation.shape  # cells x features
+    (60, 40)
+    >>> ax = shap.plots.beeswarm(explanation, show=False)
     """
     check_n_top(n_top)
     entry = stored_pair(mdata, source, target, key_added)

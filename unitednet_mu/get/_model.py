@@ -39,7 +39,12 @@ def model(mdata: MuData, *, key_added: str = DEFAULT_STEM) -> Model:
     Examples
     --------
     >>> import unitednet_mu as un
-    >>> un.get.model(mdata).save("model.safetensors")  # doctest: +SKIP
+    >>> mdata = un.datasets.simulate_multimodal(n_obs=60, n_groups=2)
+    >>> un.tl.fit(mdata, labels_key="cell_type", training={"max_epochs": 2}, progress=False)
+    >>> model = un.get.model(mdata)
+    >>> model.modality_names
+    ['rna', 'adt']
+    >>> model.save("model.safetensors")
     """
     found = stored(mdata, "model", key_added=key_added, run=fit_command(key_added))
     from .._model import Model  # here, so that reading tables never imports torch

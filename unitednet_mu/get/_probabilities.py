@@ -41,8 +41,11 @@ def probabilities(
     Examples
     --------
     >>> import unitednet_mu as un
-    >>> un.tl.integrate(mdata)  # doctest: +SKIP
-    >>> un.get.probabilities(mdata)["CD4/CD8"]  # doctest: +SKIP
+    >>> mdata = un.datasets.simulate_multimodal(n_obs=60, n_groups=2)
+    >>> un.tl.fit(mdata, labels_key="cell_type", training={"max_epochs": 2}, progress=False)
+    >>> un.tl.integrate(mdata)
+    >>> un.get.probabilities(mdata).columns.tolist()
+    ['group0', 'group1']
     """
     keys = Keys(key_added)
     slot, name = (keys.label_probabilities, "labels") if labels else (keys.probabilities, "groups")

@@ -156,13 +156,19 @@ def relevance(
     Examples
     --------
     >>> import unitednet_mu as un
-    >>> un.tl.explain(mdata)  # doctest: +SKIP
-    >>> un.get.relevance(mdata, group="B", n_top=10)  # doctest: +SKIP
+    >>> mdata = un.datasets.simulate_multimodal(n_obs=60, n_groups=2)
+    >>> un.tl.fit(mdata, labels_key="cell_type", training={"max_epochs": 2}, progress=False)
+    >>> un.tl.explain(mdata, groupby="cell_type", per_cell=True, progress=False)
+    >>> un.get.relevance(mdata, group="group0", n_top=3)["rank"].tolist()
+    [1, 2, 3]
+
+    Every explained cell, for shap's own plots:
 
     >>> import shap
-    >>> un.tl.explain(mdata, per_cell=True)  # doctest: +SKIP
-    >>> explanation = un.get.relevance(mdata, group="B", as_explanation=True)  # doctest: +SKIP
-    >>> shap.plots.beeswarm(explanation)  # doctest: +SKIP
+    >>> explanation = un.get.relevance(mdata, group="group0", as_explanation=True)
+    >>> explanation.shape  # cells x features
+    (60, 60)
+    >>> ax = shap.plots.beeswarm(explanation, show=False)
     """
     check_n_top(n_top)
     found = read_relevance(mdata, key_added=key_added)

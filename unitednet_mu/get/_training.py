@@ -36,7 +36,13 @@ def history(mdata: MuData, *, key_added: str = DEFAULT_STEM) -> pd.DataFrame:
     Examples
     --------
     >>> import unitednet_mu as un
-    >>> un.get.history(mdata)["val_total"].min()  # doctest: +SKIP
+    >>> mdata = un.datasets.simulate_multimodal(n_obs=60, n_groups=2)
+    >>> un.tl.fit(mdata, labels_key="cell_type", training={"max_epochs": 2}, progress=False)
+    >>> un.get.history(mdata)[["epoch", "phase"]].head(3)
+       epoch        phase
+    0      0        train
+    1      1        train
+    2      2  refit train
     """
     run = fit_command(key_added)
     found: pd.DataFrame = stored(mdata, "history", key_added=key_added, run=run)
@@ -68,7 +74,11 @@ def modality_weights(mdata: MuData, *, key_added: str = DEFAULT_STEM) -> pd.Data
     Examples
     --------
     >>> import unitednet_mu as un
-    >>> un.get.modality_weights(mdata)  # doctest: +SKIP
+    >>> mdata = un.datasets.simulate_multimodal(n_obs=60, n_groups=2)
+    >>> un.tl.fit(mdata, labels_key="cell_type", training={"max_epochs": 2}, progress=False)
+    >>> weights = un.get.modality_weights(mdata)["weight"]
+    >>> weights.index.tolist(), round(float(weights.sum()), 3)
+    (['rna', 'adt'], 1.0)
     """
     run = fit_command(key_added)
     found: pd.DataFrame = stored(mdata, "modality_weights", key_added=key_added, run=run)

@@ -73,8 +73,13 @@ def confusion(
     Examples
     --------
     >>> import unitednet_mu as un
-    >>> un.tl.transfer_labels(query, mdata)  # doctest: +SKIP
-    >>> un.pl.confusion(query, groupby="cell_type")  # doctest: +SKIP
+    >>> mdata = un.datasets.simulate_multimodal(n_obs=80, n_groups=2)
+    >>> reference, query = mdata[:60].copy(), mdata[60:].copy()
+    >>> un.tl.fit(reference, labels_key="cell_type", training={"max_epochs": 3}, progress=False)
+    >>> un.tl.transfer_labels(query, reference, adapt=False)
+    >>> ax = un.pl.confusion(query, groupby="cell_type")
+    >>> ax.get_ylabel()
+    'true (cell_type)'
     """
     column = _predicted_column(mdata, key_added) if predicted is None else predicted
     true, found = text_column(mdata, groupby, "groupby"), text_column(mdata, column, "predicted")

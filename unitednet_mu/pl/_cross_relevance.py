@@ -76,8 +76,12 @@ def cross_relevance(
     Examples
     --------
     >>> import unitednet_mu as un
-    >>> un.tl.explain(mdata, source="rna", target="adt")  # doctest: +SKIP
-    >>> un.pl.cross_relevance(mdata, source="rna", target="adt", group="B")  # doctest: +SKIP
+    >>> mdata = un.datasets.simulate_multimodal(n_obs=60, n_groups=2)
+    >>> un.tl.fit(mdata, labels_key="cell_type", training={"max_epochs": 2}, progress=False)
+    >>> un.tl.explain(mdata, source="rna", target="adt", progress=False)
+    >>> axes = un.pl.cross_relevance(mdata, source="rna", target="adt", group="group0", n_top=10)
+    >>> len(axes)
+    1
     """
     check_option("kind", kind, ("heatmap", "chord"))
     check_n_top(n_top)

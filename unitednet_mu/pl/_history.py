@@ -69,7 +69,11 @@ def history(
     Examples
     --------
     >>> import unitednet_mu as un
-    >>> un.pl.history(mdata, terms=["reconstruction", "translation"])  # doctest: +SKIP
+    >>> mdata = un.datasets.simulate_multimodal(n_obs=60, n_groups=2)
+    >>> un.tl.fit(mdata, labels_key="cell_type", training={"max_epochs": 2}, progress=False)
+    >>> axes = un.pl.history(mdata, terms=["reconstruction", "translation"])
+    >>> [ax.get_title() for ax in axes]
+    ['reconstruction', 'translation']
     """
     table = get_history(mdata, key_added=key_added)
     chosen = choose(_terms(table), terms, "terms")

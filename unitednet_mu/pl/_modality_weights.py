@@ -43,7 +43,10 @@ def modality_weights(
     Examples
     --------
     >>> import unitednet_mu as un
-    >>> un.pl.modality_weights(mdata)  # doctest: +SKIP
+    >>> mdata = un.datasets.simulate_multimodal(n_obs=60, n_groups=2)
+    >>> un.tl.fit(mdata, labels_key="cell_type", training={"max_epochs": 2}, progress=False)
+    >>> un.pl.modality_weights(mdata).get_xlabel()
+    'learned weight in the embedding'
     """
     weights = get_modality_weights(mdata, key_added=key_added)["weight"]
     names = literals([str(name) for name in weights.index])

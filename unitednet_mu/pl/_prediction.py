@@ -98,8 +98,12 @@ def prediction(
     Examples
     --------
     >>> import unitednet_mu as un
-    >>> un.tl.predict_modality(mdata, source="rna", target="adt")  # doctest: +SKIP
-    >>> un.pl.prediction(mdata, source="rna", target="adt", groupby="cell_type")  # doctest: +SKIP
+    >>> mdata = un.datasets.simulate_multimodal(n_obs=60, n_groups=2)
+    >>> un.tl.fit(mdata, labels_key="cell_type", training={"max_epochs": 2}, progress=False)
+    >>> un.tl.predict_modality(mdata, source="rna", target="adt")
+    >>> axes = un.pl.prediction(mdata, source="rna", target="adt", groupby="cell_type", n_top=3)
+    >>> len(axes)
+    3
     """
     check_n_top(n_top)
     predicted = find_prediction(mdata, source, target, key_added)

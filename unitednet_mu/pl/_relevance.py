@@ -74,8 +74,12 @@ def relevance(
     Examples
     --------
     >>> import unitednet_mu as un
-    >>> un.tl.explain(mdata)  # doctest: +SKIP
-    >>> un.pl.relevance(mdata, n_top=3, kind="heatmap")  # doctest: +SKIP
+    >>> mdata = un.datasets.simulate_multimodal(n_obs=60, n_groups=2)
+    >>> un.tl.fit(mdata, labels_key="cell_type", training={"max_epochs": 2}, progress=False)
+    >>> un.tl.explain(mdata, progress=False)
+    >>> axes = un.pl.relevance(mdata, n_top=3, kind="heatmap")
+    >>> [ax.get_title() for ax in axes]
+    ['rna', 'adt']
     """
     check_option("kind", kind, ("dot", "heatmap"))
     check_n_top(n_top)

@@ -82,11 +82,15 @@ def stability(
     Examples
     --------
     >>> import unitednet_mu as un
-    >>> un.tl.explain(mdata, model=[first, second, third])  # doctest: +SKIP
-    >>> un.pl.stability(mdata, group="B", n_top=10)  # doctest: +SKIP
+    >>> mdata = un.datasets.simulate_multimodal(n_obs=60, n_groups=2)
+    >>> un.tl.fit(mdata, labels_key="cell_type", training={"max_epochs": 2}, progress=False)
+    >>> un.tl.explain(mdata, n_repeats=2, progress=False)
+    >>> axes = un.pl.stability(mdata, n_top=10)
+    >>> len(axes)  # one a group
+    2
 
-    >>> un.tl.explain(mdata, source="rna", target="adt", n_repeats=2)  # doctest: +SKIP
-    >>> un.pl.stability(mdata, source="rna", target="adt")  # doctest: +SKIP
+    >>> un.tl.explain(mdata, source="rna", target="adt", n_repeats=2, progress=False)
+    >>> axes = un.pl.stability(mdata, source="rna", target="adt")
     """
     check_n_top(n_top)
     if (source is None) != (target is None) or (source is not None and modality is not None):

@@ -53,8 +53,12 @@ def transfer(query: MuData, *, key_added: str = DEFAULT_STEM, ax: Axes | None = 
     Examples
     --------
     >>> import unitednet_mu as un
-    >>> un.tl.transfer_labels(query, mdata)  # doctest: +SKIP
-    >>> un.pl.transfer(query)  # doctest: +SKIP
+    >>> mdata = un.datasets.simulate_multimodal(n_obs=80, n_groups=2)
+    >>> reference, query = mdata[:60].copy(), mdata[60:].copy()
+    >>> un.tl.fit(reference, labels_key="cell_type", training={"max_epochs": 3}, progress=False)
+    >>> un.tl.transfer_labels(query, reference, adapt=False)
+    >>> un.pl.transfer(query).get_xlabel()
+    'confidence of the label'
     """
     table = probabilities(query, key_added=key_added, labels=True)
     confidence, unknown = _confidence(query, key_added)

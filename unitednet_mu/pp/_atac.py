@@ -52,7 +52,7 @@ def atac(
     ``.X`` : float32, cells x peaks
         The prepared values; sparse (CSR, or the format of the counts) even where the counts were
         dense.
-    ``.layers["counts"]``
+    ``.layers["counts"]`` : dtype of the counts
         The raw counts, as they were stored.
 
     Raises

@@ -60,7 +60,7 @@ def prepare(
 
     ``.X`` : float32, cells x features
         The prepared values (continuous ones as they were).
-    ``.layers["counts"]``
+    ``.layers["counts"]`` : dtype of the counts
         The raw counts, as they were stored (not for continuous ones).
 
     Raises

@@ -48,7 +48,7 @@ def protein(
 
     ``.X`` : float32, cells x antibodies
         The transformed counts, sparse where the counts were sparse.
-    ``.layers["counts"]``
+    ``.layers["counts"]`` : dtype of the counts
         The raw counts, as they were stored.
 
     Raises

@@ -55,7 +55,7 @@ def rna(
 
     ``.X`` : float32, cells x genes
         log(1 + normalised counts), sparse where the counts were sparse.
-    ``.layers["counts"]``
+    ``.layers["counts"]`` : dtype of the counts
         The raw counts, as they were stored.
     ``.uns["log1p"]`` : dict
         Scanpy's note about the logarithm.

@@ -95,7 +95,7 @@ def fit(
         ``"original_patchseq"``, ``"original_multiome"``, ``"original_dbitseq"`` or
         ``"original_dlpfc"``. For comparison; the defaults are meant for all data.
     network, training
-        :class:`NetworkConfig` and :class:`TrainingConfig`, or mappings that override their
+        `NetworkConfig` and `TrainingConfig`, or mappings that override their
         defaults, or the preset's.
     random_state
         Seed; the same seed gives the same numbers on the same machine and number of threads.

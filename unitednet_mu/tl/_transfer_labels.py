@@ -66,7 +66,7 @@ def transfer_labels(
     model
         Model to use instead of the one stored in `reference`.
     training
-        :class:`TrainingConfig`, or overrides of the adaptation's defaults; with `adapt` only.
+        `TrainingConfig`, or overrides of the adaptation's defaults; with `adapt` only.
     random_state
         Seed of the adaptation.
     device
