@@ -19,7 +19,7 @@ Array = NDArray[np.float64]
 #: By numbers of source and target, the penalty of a path per cell.
 Penalties = dict[tuple[int, int], float]
 
-_PENALTIES = np.logspace(-0.5, 2, 11)
+_PENALTIES = np.logspace(-3, 2, 16)
 _FEWEST_CELLS = 20
 #: Cells, and values of the source, that a path is solved from at most.
 _MAX_CELLS, _MAX_VALUES = 5000, 2**26
