@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 class ModalityRelevance:
     """Relevance of one modality's features: `signed` and `absolute` are features x groups.
 
-    So are `sd` and `stability`, which are there where several models were explained.
+    So are `sd` and `stability`, which are there where several models were explained, and `p` and
+    `q`, where the model was compared with refits on shuffled features.
     """
 
     features: list[str]
@@ -32,6 +33,8 @@ class ModalityRelevance:
     absolute: NDArray[Any]
     sd: NDArray[Any] | None = None
     stability: NDArray[Any] | None = None
+    p: NDArray[Any] | None = None
+    q: NDArray[Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -64,12 +67,13 @@ def read_relevance(mdata: MuData, *, key_added: str = DEFAULT_STEM) -> Relevance
 def _block(block: Any, n_groups: int) -> ModalityRelevance:
     features = texts(block["features"])
     shape = (len(features), n_groups)
-    found = [
-        np.asarray(block[name]).reshape(shape)
-        for name in ("signed", "absolute", *SPREAD.values())
+    columns = {"signed": "signed", "absolute": "absolute", **SPREAD}
+    found = {
+        column: np.asarray(block[name]).reshape(shape)
+        for column, name in columns.items()
         if name in block
-    ]
-    return ModalityRelevance(features, *found)
+    }
+    return ModalityRelevance(features, **found)
 
 
 @overload

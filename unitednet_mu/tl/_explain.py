@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -24,6 +25,7 @@ from ._explain_models import (
     spread_of,
     stability_params,
 )
+from ._explain_null import FEWEST_PERMUTATIONS, Refits
 from ._fit import refit
 
 #: Pairs of features beyond which only the strongest are kept by default.
@@ -47,6 +49,7 @@ def explain(
     model: Model | Sequence[Model] | None = None,
     n_repeats: int = 0,
     n_top_stable: int = 20,
+    n_permutations: int = 0,
     random_state: int = 0,
     device: str = "auto",
     progress: bool = True,
@@ -199,21 +202,22 @@ def explain(
     found = models[0]
     _check_several(len(models), n_repeats, per_cell)
     explained = _explained(found, source, target)
+    _check_permutations(n_permutations, found, len(models) + n_repeats, source)
     data = found.open(mdata)
     groups = _groups(mdata, data, found, groupby)
-    sample = choose_sample(
-        data,
-        groups,
-        explained,
+    draw = partial(
+        choose_sample,
+        modalities=explained,
         n_cells=n_cells,
         n_background=n_background,
         cells=cells,
         background=background,
-        seed=seed,
     )
+    sample = draw(data, groups, seed=seed)
     if n_repeats:
         models += refit(mdata, found, n_repeats=n_repeats, progress=progress)
     job = Job(found, data, groups, sample, progress)
+    refits = Refits(mdata, job, n_permutations, draw, seed)
     kept = job.outputs_kept(per_cell, explained, target)
     params = {
         "cells": np.asarray(data.obs_names[sample.cells], dtype=str),
@@ -221,6 +225,7 @@ def explain(
         "background": np.asarray(data.obs_names[sample.background], dtype=str),
         "groupby": groupby or "",
         "random_state": seed,
+        "n_permutations": n_permutations,
     }
     several = len(models) > 1
     more: dict[str, Sequence[Any]] = {}
@@ -233,6 +238,8 @@ def explain(
             params |= stability_params(len(models), n_top_stable, stable)
         else:
             whole, cell = job.explain_groups(output, kept)
+        if n_permutations:
+            more |= refits.of_groups(whole, output, fixed=groupby is not None)
         params |= {"output": output, "gap": float(whole.gap), "n_cells": whole.n_cells}
         values = {"signed": whole.signed, "absolute": whole.absolute, **more}
         result = _results.target_of(mdata, copy)
@@ -248,6 +255,9 @@ def explain(
             params |= stability_params(len(models), n_top_stable, stable_pair)
         else:
             pair, cell = job.explain_pair(source, target, batches[0], n_pairs, kept)
+        if n_permutations:
+            numbers = found.modality_index(source, "source"), found.modality_index(target, "target")
+            more |= refits.of_pairs(pair, *numbers, batches[0])
         params |= {"top_k": n_pairs or 0, "gap": float(pair.gap), "n_cells": pair.n_cells}
         values = {"signed": pair.signed, "absolute": pair.absolute or [], **more}
         result = _results.target_of(mdata, copy)
@@ -292,10 +302,30 @@ def _check_several(n_models: int, n_repeats: int, per_cell: bool | Sequence[str]
         )
 
 
-def _check_whole(name: str, found: Any, other: str = "") -> None:
+def _check_permutations(found: Any, model: Model, n_models: int, source: str | None) -> None:
+    if isinstance(found, (int, np.integer)) and not isinstance(found, bool) and found == 0:
+        return
+    _check_whole("n_permutations", found, "0 or ", FEWEST_PERMUTATIONS)
+    if n_models > 1:
+        raise ValueError(
+            f"n_permutations tests one model, and {n_models} are explained here; explain one of "
+            "them, or leave it out."
+        )
+    if source is None and model.info.labels_key is None:
+        raise ValueError(
+            "n_permutations: expected a model trained on labels, found one whose groups were found "
+            "from the features to be tested: these differ between the groups by construction, and "
+            "any q would be far too small. Say how far fits agree (n_repeats), or test features "
+            "that had no part in finding the groups: find groups with some modalities "
+            "(tl.fit(..., modalities=[...])), write them down (tl.integrate), and train a model of "
+            "another modality on them as labels (labels_key='unitednet_group')."
+        )
+
+
+def _check_whole(name: str, found: Any, other: str = "", least: int = 1) -> None:
     whole = isinstance(found, (int, np.integer)) and not isinstance(found, bool)
-    if not whole or found < 1:
-        raise ValueError(f"{name}: expected {other}an integer >= 1, found {found!r}.")
+    if not whole or found < least:
+        raise ValueError(f"{name}: expected {other}an integer >= {least}, found {found!r}.")
 
 
 def _explained(model: Model, source: str | None, target: str | None) -> list[int]:
