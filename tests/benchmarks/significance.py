@@ -2,14 +2,13 @@
 
 python tests/benchmarks/significance.py [--seeds 0 1 2] [--n-permutations 20] [--out TABLE.csv]
 
-Sets come from `un.datasets.simulate_multimodal`. "groups": relevance of features for groups; by kind
-of feature, markers of the group, markers of others, features that follow a hidden quantity whatever
-the group (linked), and noise. "labels at random": the same cells with labels shuffled, where nothing
-is to be found. "pairs": cross-modal relevance; pairs under one link, and by kind those that have none
-(features of one link with others, markers of groups on both sides, anything else). Of each kind the
-share of p-values of at most 0.05 and at most 0.5 (about 0.05 and 0.5 where there is nothing to find,
-or less) and the share of q-values of at most 0.1; of each set the share of false ones among all with
-q of at most 0.1, of all seeds together.
+Sets come from `un.datasets.simulate_multimodal`. "groups": relevance of features for groups, by
+kind of feature: markers of the group, markers of others, features that follow a hidden quantity
+whatever the group (linked), and noise. "labels at random": the same cells with labels shuffled,
+where nothing is to be found. "pairs": cross-modal relevance, of pairs under one link and, by kind,
+of those that have none. Of each kind the share of p-values of at most 0.05 and at most 0.5 (about
+0.05 and 0.5 where there is nothing to find, or less) and the share of q-values of at most 0.1; of
+each set the share of false ones among all with q of at most 0.1. All seeds are taken together.
 """
 
 from __future__ import annotations

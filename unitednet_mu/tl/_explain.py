@@ -25,7 +25,7 @@ from ._explain_models import (
     spread_of,
     stability_params,
 )
-from ._explain_null import FEWEST_PERMUTATIONS, Refits
+from ._explain_null import Refits, check_permutations
 from ._fit import refit
 
 #: Pairs of features beyond which only the strongest are kept by default.
@@ -202,7 +202,7 @@ def explain(
     found = models[0]
     _check_several(len(models), n_repeats, per_cell)
     explained = _explained(found, source, target)
-    _check_permutations(n_permutations, found, len(models) + n_repeats, source)
+    check_permutations(n_permutations, found, len(models) + n_repeats, source)
     data = found.open(mdata)
     groups = _groups(mdata, data, found, groupby)
     draw = partial(
@@ -302,30 +302,10 @@ def _check_several(n_models: int, n_repeats: int, per_cell: bool | Sequence[str]
         )
 
 
-def _check_permutations(found: Any, model: Model, n_models: int, source: str | None) -> None:
-    if isinstance(found, (int, np.integer)) and not isinstance(found, bool) and found == 0:
-        return
-    _check_whole("n_permutations", found, "0 or ", FEWEST_PERMUTATIONS)
-    if n_models > 1:
-        raise ValueError(
-            f"n_permutations tests one model, and {n_models} are explained here; explain one of "
-            "them, or leave it out."
-        )
-    if source is None and model.info.labels_key is None:
-        raise ValueError(
-            "n_permutations: expected a model trained on labels, found one whose groups were found "
-            "from the features to be tested: these differ between the groups by construction, and "
-            "any q would be far too small. Say how far fits agree (n_repeats), or test features "
-            "that had no part in finding the groups: find groups with some modalities "
-            "(tl.fit(..., modalities=[...])), write them down (tl.integrate), and train a model of "
-            "another modality on them as labels (labels_key='unitednet_group')."
-        )
-
-
-def _check_whole(name: str, found: Any, other: str = "", least: int = 1) -> None:
+def _check_whole(name: str, found: Any, other: str = "") -> None:
     whole = isinstance(found, (int, np.integer)) and not isinstance(found, bool)
-    if not whole or found < least:
-        raise ValueError(f"{name}: expected {other}an integer >= {least}, found {found!r}.")
+    if not whole or found < 1:
+        raise ValueError(f"{name}: expected {other}an integer >= 1, found {found!r}.")
 
 
 def _explained(model: Model, source: str | None, target: str | None) -> list[int]:

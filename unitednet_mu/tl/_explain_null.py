@@ -14,6 +14,7 @@ from tqdm.auto import tqdm
 
 from .._explain import GroupRelevance
 from .._explain_cross import CrossRelevance, cross_relevance
+from .._model import Model
 from .._null import FEWEST, PARTS, Null, p_values, q_values, shuffled
 from .._sample import Sample
 from ._explain_job import Job
@@ -23,10 +24,44 @@ from ._fit import train_again, training_data
 Array = NDArray[Any]
 
 #: Fewest refits: each feature is shuffled in one of `PARTS`.
-FEWEST_PERMUTATIONS = PARTS * FEWEST
+_FEWEST_PERMUTATIONS = PARTS * FEWEST
 #: Pairs of features that make a group's null distribution, where there are more: all of some source
 #: features drawn at random, and at least so many of these.
 _NULL_PAIRS, _FEWEST_SOURCES = 250_000, 25
+
+
+def check_permutations(
+    n_permutations: Any, model: Model, n_models: int, source: str | None
+) -> None:
+    """Refuse a null distribution that would be too small, or of another thing than is tested.
+
+    Raises
+    ------
+    ValueError
+        Too few permutations, several models, or groups of features that were found from these.
+    """
+    whole = isinstance(n_permutations, (int, np.integer)) and not isinstance(n_permutations, bool)
+    if whole and n_permutations == 0:
+        return
+    if not whole or n_permutations < _FEWEST_PERMUTATIONS:
+        raise ValueError(
+            f"n_permutations: expected 0 or an integer >= {_FEWEST_PERMUTATIONS}, found "
+            f"{n_permutations!r}."
+        )
+    if n_models > 1:
+        raise ValueError(
+            f"n_permutations tests one model, and {n_models} are explained here; explain one of "
+            "them, or leave it out."
+        )
+    if source is None and model.info.labels_key is None:
+        raise ValueError(
+            "n_permutations: expected a model trained on labels, found one whose groups were found "
+            "from the features to be tested: these differ between the groups by construction, and "
+            "any q would be far too small. Say how far fits agree (n_repeats), or test features "
+            "that had no part in finding the groups: find groups with some modalities "
+            "(tl.fit(..., modalities=[...])), write them down (tl.integrate), and train a model of "
+            "another modality on them as labels (labels_key='unitednet_group')."
+        )
 
 
 @dataclass(frozen=True)
