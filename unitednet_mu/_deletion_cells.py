@@ -144,5 +144,5 @@ def splits(
         return
     kind = ShuffleSplit if batch_key is None else GroupShuffleSplit
     draw = kind(n_repeats, test_size=HELD_OUT, random_state=seed)
-    for learn, judge in draw.split(every, groups=train.batches):
+    for learn, judge in draw.split(every, groups=None if batch_key is None else train.batches):
         yield Split(Side(train, learn), Side(train, judge), 1)

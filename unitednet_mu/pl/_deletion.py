@@ -21,6 +21,8 @@ _SETS = {
     RANDOM: ("random", "#555555", ":", "^"),
 }
 _N_COLUMNS = 4
+#: What is drawn as significant.
+_SMALL = 0.05
 
 
 def deletion(
@@ -96,17 +98,19 @@ def deletion(
         if position % _N_COLUMNS == 0:
             axis.set_ylabel(label, fontsize=LABEL)
     handles, labels = axes[0].get_legend_handles_labels()
+    handles += axes[0].plot([], [], "o", color=_SETS[NAMED][1], markersize=4)
+    labels.append(f"p ≤ {_SMALL}")
     if ax is None:
         figure.legend(
             handles,
             labels,
             loc="outside upper center",
-            ncols=len(labels) if len(parts) > 1 else 1,
+            ncols=len(labels) if len(parts) > 1 else 2,
             fontsize=LABEL,
             frameon=False,
         )
     else:
-        ax.legend(fontsize=LABEL, frameon=False)
+        ax.legend(handles, labels, fontsize=LABEL, frameon=False)
     return axes
 
 
@@ -121,7 +125,7 @@ def _draw(ax: Axes, rows: pd.DataFrame) -> None:
         ax.fill_between(
             one["n_top"], one["low"], one["high"], color=colour, alpha=0.15, linewidth=0, zorder=1
         )
-        better = (one["p"] <= 0.05).to_numpy()
+        better = (one["p"] <= _SMALL).to_numpy()
         for filled, chosen in ((True, better), (False, ~better)):
             ax.scatter(
                 one["n_top"][chosen],
