@@ -106,8 +106,12 @@ def explain(
     n_top_stable
         Of several models: how many of a group's strongest features, over all modalities together
         (or pairs of features, with `source` and `target`), count as its top.
+    n_permutations
+        Test the relevance of one model: refit this often, each time with half of the features read
+        from other cells (see Notes), at least 6 times; 20 is a start. Costs as many fits, and
+        `mdata` must be what the model was trained on.
     random_state
-        Seed of the sample and background.
+        Seed of the sample and background, and of permutations.
     device
         ``"auto"``, ``"cpu"``, ``"cuda"``, ...
     progress
@@ -135,7 +139,8 @@ def explain(
         `n_top_stable` strongest of the group by absolute relevance), float32, features x groups; in
         ``params`` also ``n_models``, ``n_top_stable`` and ``rank_correlation`` (float64, per group:
         mean over pairs of models of Spearman's correlation of the absolute relevance of all
-        features). ``gap`` is the largest of all models'.
+        features). ``gap`` is the largest of all models'. With `n_permutations` there are per
+        modality ``p`` and ``q``, float32, features x groups, of the size of ``signed``.
     ``mdata[mod].varm["unitednet_relevance"]``, ``["unitednet_relevance_abs"]`` : float32
         The same, features x groups.
 
@@ -150,6 +155,8 @@ def explain(
         and the same ``params``. Where only `top_k` pairs are kept, they are the strongest by mean
         absolute relevance; a model's `n_top_stable` strongest are looked for among all of its
         pairs, and models' ranks compared over all pairs (250,000 at random where there are more).
+        With `n_permutations` also ``p`` and ``q`` of the same pairs, of ``absolute``; pairs that
+        are not kept count among the tests of ``q`` as not significant.
 
     Either way:
 
@@ -163,9 +170,10 @@ def explain(
     ValueError
         Only one of `source` and `target`, an argument of the one explanation given to the other,
         unknown names, no cell or background with the modalities, or `per_cell` past its limit.
-        `per_cell` or `n_repeats` with several models, or models that do not fit together: other
-        modalities, features, layers, likelihoods, labels or number of groups. With `n_repeats`,
-        `mdata` lacks what the model was trained on.
+        `per_cell`, `n_repeats` or `n_permutations` with several models, or models that do not fit
+        together: other modalities, features, layers, likelihoods, labels or number of groups. With
+        `n_repeats` or `n_permutations`, `mdata` lacks what the model was trained on.
+        `n_permutations` of groups that were found without labels.
     RuntimeError
         Attributions do not add up to the output.
 
@@ -177,6 +185,25 @@ def explain(
     Notes
     -----
     Shrikumar et al. 2017 (rescale rule), Lundberg & Lee 2017 (averaging over a background).
+
+    Permutations: each refit reads a random half of the features, all together, from another cell
+    of the same batch that has the same modalities (with `source` and `target`: a random half of the
+    source's features, from another cell of the same group too). What a shuffled feature then gets
+    is chance, but with its own scale and sparsity, as many cells, and a network that has learned
+    from the other half. (Networks trained on shuffled labels learn nothing and lean less on any
+    feature; compared with them, unrelated features look significant.) A value is compared with the
+    feature's own values under shuffling: its distance from their mean, in standard deviations plus
+    the typical one (Tusher et al. 2001). As a feature has only `n_permutations` / 2 of these, the
+    distances of all features (or pairs) make one null distribution for a group, and ``q`` is
+    Benjamini and Hochberg's over that group. A lone feature's ``q`` cannot be below about
+    2 / `n_permutations`.
+
+    So a small ``q`` of a feature says that the network leans on it more than on one that tells
+    nothing of the groups; of a pair, that the prediction leans on a link inside groups, beyond what
+    the group tells. It does not say that the feature adds to what others tell, which of features
+    that vary together is the cause, or that the groups exist: those found from the features
+    themselves are refused here, and labels made by clustering them make every ``q`` too small, as
+    do cells of few donors, which are not independent.
 
     Cross-modal relevance says what a prediction rests on, which need not be what regulates: of
     features that vary together any may stand for all. Single links are found better by regression
