@@ -251,7 +251,8 @@ def test_planted_links_stand_out_of_pairs(tested: MuData) -> None:
 
 def test_kept_pairs_are_tested_among_all(fitted: MuData, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is kept changes no p, and no q but that which pairs left out would lower."""
-    settings = {"source": "rna", "target": "adt", "n_permutations": 6, **FEW}
+    pair = {"source": "rna", "target": "adt", "groupby": "cell_type"}
+    settings = {**pair, "n_permutations": 6, **FEW}
     un.tl.explain(fitted, **settings)
     every = un.get.cross_relevance(fitted, source="rna", target="adt")
     un.tl.explain(fitted, top_k=40, **settings)

@@ -205,8 +205,8 @@ def cross_relevance(
         follow: ``sd`` (standard deviation of the signed value over models) and ``stability`` (share
         of models in which the pair is among the strongest of the group; ``n_top_stable`` of
         `tl.explain` says how many these are).
-        ``n_permutations`` gives ``p``, of ``absolute``, from refits on shuffled features, and ``q``, the
-        false-discovery rate over all pairs of the group, whether they are returned or not.
+        ``n_permutations`` gives ``p``, of ``absolute``, from refits on shuffled features, and
+        ``q``, the false-discovery rate over all pairs of the group, returned or not.
     shap.Explanation
         With `as_explanation`. Rows are the explained cells of `group`, columns the features of the
         source; ``base_values`` and the ``values`` of a cell add up to its prediction of

@@ -139,8 +139,8 @@ def relevance(
         and ``absolute`` are means over them, and two columns follow: ``sd`` (standard deviation of
         the signed value over models) and ``stability`` (share of models in which the feature is
         among the strongest of the group; ``n_top_stable`` of `tl.explain` says how many these are).
-        ``n_permutations`` gives ``p``, of the size of ``value``, from refits on shuffled features, and ``q``, the
-        false-discovery rate over all features of the group, whether they are returned or not.
+        ``n_permutations`` gives ``p``, of the size of ``value``, from refits on shuffled features,
+        and ``q``, the false-discovery rate over all features of the group, returned or not.
     shap.Explanation
         With `as_explanation`. Rows are all explained cells that have one of the modalities,
         whichever group they are of: ``values[i, j]`` is what feature j contributes to the output of

@@ -193,10 +193,11 @@ def explain(
     from the other half. (Networks trained on shuffled labels learn nothing and lean less on any
     feature; compared with them, unrelated features look significant.) A value is compared with the
     feature's own values under shuffling: its distance from their mean, in standard deviations plus
-    the typical one (Tusher et al. 2001). As a feature has only `n_permutations` / 2 of these, the
-    distances of all features (or pairs) make one null distribution for a group, and ``q`` is
-    Benjamini and Hochberg's over that group. A lone feature's ``q`` cannot be below about
-    2 / `n_permutations`.
+    the typical one (Tusher et al. 2001); of pairs after division by the median over all features of
+    the source, target by target. As a feature has only
+    `n_permutations` / 2 of these, the distances of all features (or pairs) make one null
+    distribution for a group, and ``q`` is Benjamini and Hochberg's over that group. A lone
+    feature's ``q`` cannot be below about 2 / `n_permutations`.
 
     So a small ``q`` of a feature says that the network leans on it more than on one that tells
     nothing of the groups; of a pair, that the prediction leans on a link inside groups, beyond what

@@ -143,22 +143,26 @@ class Refits:
         has.
         """
         shape = relevance.signed[0].shape
-        tests = [_Tests.of(matrix, shape, self.seed) for matrix in relevance.absolute or []]
-        used = [k for k, number in enumerate(relevance.n_cells) if number]
+        pair = source, target, batch
+        tests = {
+            k: _Tests.of(matrix, shape, self.seed)
+            for k, matrix in enumerate(relevance.absolute or [])
+            if relevance.n_cells[k]
+        }
+        observed = {k: _levelled(self.job, k, *pair)[one.kept] for k, one in tests.items()}
         null = {
-            k: np.full((self.n_permutations, len(tests[k].pairs)), np.nan, np.float32) for k in used
+            k: np.full((self.n_permutations, len(one.pairs)), np.nan, np.float32)
+            for k, one in tests.items()
         }
         jobs = self._jobs([source], self.job.groups, fixed=True)
         for position, (job, (chosen,)) in enumerate(jobs):
-            for k in used:
-                pairs = tests[k].pairs
-                here = chosen[pairs // shape[1]]
-                found = _absolute(job, k, source, target, batch).ravel()
-                null[k][position, here] = found[pairs[here]]
+            for k, one in tests.items():
+                here = chosen[one.pairs // shape[1]]
+                null[k][position, here] = _levelled(job, k, *pair)[one.pairs[here]]
         nothing = sparse.csr_matrix(shape, dtype=np.float32)
         results = [
-            tests[k].significance(null[k]) if k in null else (nothing, nothing)
-            for k in range(len(tests))
+            tests[k].significance(observed[k], null[k]) if k in tests else (nothing, nothing)
+            for k in range(len(relevance.n_cells))
         ]
         return {"p": [p for p, _ in results], "q": [q for _, q in results]}
 
@@ -205,8 +209,6 @@ class _Tests:
         Source x target features.
     kept
         Positions in the flattened matrix of the pairs to test.
-    observed
-        Their values.
     pairs
         Positions of these and of those that are pooled, sorted, each once.
     pooled
@@ -215,7 +217,6 @@ class _Tests:
 
     shape: tuple[int, int]
     kept: Array
-    observed: Array
     pairs: Array
     pooled: Array
 
@@ -224,23 +225,25 @@ class _Tests:
         """Test the pairs that a matrix, dense or sparse, has."""
         if sparse.issparse(absolute):
             stored = sparse.coo_array(cast("Any", absolute))
-            kept, values = stored.row.astype(np.int64) * shape[1] + stored.col, stored.data
+            kept = stored.row.astype(np.int64) * shape[1] + stored.col
         else:
-            kept, values = np.arange(shape[0] * shape[1]), np.ravel(absolute)
+            kept = np.arange(shape[0] * shape[1])
         n_sources = max(_FEWEST_SOURCES, _NULL_PAIRS // shape[1])
         drawn = np.arange(shape[0])
         if n_sources < shape[0]:
             drawn = np.random.default_rng(seed).choice(shape[0], n_sources, replace=False)
         null = (drawn[:, None] * shape[1] + np.arange(shape[1])).ravel()
         pairs = np.union1d(kept, null)
-        return cls(shape, kept, values, pairs, np.searchsorted(pairs, null))
+        return cls(shape, kept, pairs, np.searchsorted(pairs, null))
 
-    def significance(self, null: Array) -> tuple[sparse.csr_matrix, sparse.csr_matrix]:
-        """Return p and q of the tested pairs."""
+    def significance(
+        self, observed: Array, null: Array
+    ) -> tuple[sparse.csr_matrix, sparse.csr_matrix]:
+        """Return p and q of the tested pairs, from their values and the null values of `pairs`."""
         n_pairs = self.shape[0] * self.shape[1]
         every = Null(null, self.pairs % self.shape[1])
         own = every.take(np.searchsorted(self.pairs, self.kept))
-        p = p_values(self.observed, own, every.take(self.pooled))
+        p = p_values(observed, own, every.take(self.pooled))
         index = self.kept // self.shape[1], self.kept % self.shape[1]
         p_matrix, q_matrix = (
             sparse.csr_matrix((values, index), self.shape) for values in (p, q_values(p, n_pairs))
@@ -248,11 +251,17 @@ class _Tests:
         return p_matrix, q_matrix
 
 
-def _absolute(job: Job, group: int, source: int, target: int, batch: Array | None) -> Array:
-    """Mean absolute relevance in one group, source x target features: one matrix at a time."""
+def _levelled(job: Job, group: int, source: int, target: int, batch: Array | None) -> Array:
+    """Mean absolute relevance in one group over that of the typical source feature, flattened.
+
+    A network that predicts a target better leans harder on every feature for it, related or not:
+    what counts is how a feature stands out of the others, target by target.
+    """
     own = job.sample.cells[job.groups[job.sample.cells] == group]
     cells = job.values(own, batch)
     alone = replace(cells, groups=np.zeros(len(own), np.int64), n_groups=1)
     background = job.values(job.sample.background, batch)
     found = cross_relevance(job.model.network, source, target, alone, background, top_k=None)
-    return np.asarray((found.absolute or [])[0])
+    absolute = np.asarray((found.absolute or [])[0])
+    levels = [np.median(column[column > 0]) if column.any() else 1.0 for column in absolute.T]
+    return np.ravel(absolute / np.asarray(levels, absolute.dtype))
