@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +19,10 @@ import unitednet_mu as un
 from unitednet_mu._matrix import Shuffled, to_dense
 from unitednet_mu._null import Null, p_values, q_values, shuffled
 from unitednet_mu.tl import _explain_null
+
+sys.path.insert(0, str(Path(__file__).parent / "benchmarks"))
+
+import significance
 
 FEW: dict[str, Any] = {"n_cells": 20, "n_background": 20, "progress": False}
 
@@ -357,3 +364,33 @@ def test_files_keep_p_and_q(tested: MuData, tmp_path: Any) -> None:
     pd.testing.assert_frame_equal(
         un.get.cross_relevance(back, **pair), un.get.cross_relevance(tested, **pair)
     )
+
+
+def test_a_short_run_of_the_benchmark(
+    quick: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = significance.main(
+        [
+            *(
+                "--sets",
+                "labels at random",
+                "pairs",
+                "--seeds",
+                "0",
+                "--n-obs",
+                "90",
+                "--n-permutations",
+                "6",
+                "--device",
+                "cpu",
+            ),
+            *("--network", json.dumps(quick["network"])),
+            *("--training", json.dumps(quick["training"])),
+        ]
+    )
+    n_tests = table.groupby("set")["n"].sum()
+    assert n_tests["pairs"] == 2 * 60 * 30  # the head has found two of three groups
+    assert (n_tests > 0).all() and len(n_tests) == 2
+    shares = table[["p <= 0.05", "p <= 0.5", "q <= 0.1"]]
+    assert shares.stack().between(0, 1).all()
+    assert "labels at random" in capsys.readouterr().out

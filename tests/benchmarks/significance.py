@@ -101,6 +101,7 @@ def simulated(name: str, n_obs: int, seed: int) -> MuData:
 
 def summary(name: str, table: pd.DataFrame) -> pd.DataFrame:
     """Shares of small p and q by kind, of all seeds together."""
+    table = table[table["p"].notna()]  # of a group that refits did not find there is none
     rows = table.groupby("kind", sort=False).agg(
         n=("p", "count"),
         small_p=("p", lambda p: (p <= _SMALL).mean()),

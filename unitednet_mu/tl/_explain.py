@@ -140,7 +140,8 @@ def explain(
         ``params`` also ``n_models``, ``n_top_stable`` and ``rank_correlation`` (float64, per group:
         mean over pairs of models of Spearman's correlation of the absolute relevance of all
         features). ``gap`` is the largest of all models'. With `n_permutations` there are per
-        modality ``p`` and ``q``, float32, features x groups, of the size of ``signed``.
+        modality ``p`` and ``q``, float32, features x groups, of the size of ``signed``; NaN where
+        fewer than three of the refits that shuffle a feature gave the group any cells.
     ``mdata[mod].varm["unitednet_relevance"]``, ``["unitednet_relevance_abs"]`` : float32
         The same, features x groups.
 
@@ -193,18 +194,18 @@ def explain(
     from the other half. (Networks trained on shuffled labels learn nothing and lean less on any
     feature; compared with them, unrelated features look significant.) A value is compared with the
     feature's own values under shuffling: its distance from their mean, in standard deviations plus
-    the typical one (Tusher et al. 2001); of pairs after division by the median over all features of
-    the source, target by target. As a feature has only
-    `n_permutations` / 2 of these, the distances of all features (or pairs) make one null
-    distribution for a group, and ``q`` is Benjamini and Hochberg's over that group. A lone
-    feature's ``q`` cannot be below about 2 / `n_permutations`.
+    the typical one (Tusher et al. 2001); of pairs after division by the median over the features of
+    the source, target by target. As a feature has only `n_permutations` / 2 such values, the
+    distances of all features (or pairs) make one null distribution for a group, and ``q`` is
+    Benjamini and Hochberg's over that group. A lone feature's ``q`` cannot be below about
+    2 / `n_permutations`.
 
     So a small ``q`` of a feature says that the network leans on it more than on one that tells
     nothing of the groups; of a pair, that the prediction leans on a link inside groups, beyond what
     the group tells. It does not say that the feature adds to what others tell, which of features
-    that vary together is the cause, or that the groups exist: those found from the features
-    themselves are refused here, and labels made by clustering them make every ``q`` too small, as
-    do cells of few donors, which are not independent.
+    that vary together is the cause, or that the groups exist. Features are not tested for groups
+    that were found from them, and labels made by clustering them make every ``q`` too small, as do
+    cells of few donors, which are not independent. Pairs are tested within groups however found.
 
     Cross-modal relevance says what a prediction rests on, which need not be what regulates: of
     features that vary together any may stand for all. Single links are found better by regression
@@ -253,7 +254,7 @@ def explain(
         "background": np.asarray(data.obs_names[sample.background], dtype=str),
         "groupby": groupby or "",
         "random_state": seed,
-        "n_permutations": n_permutations,
+        "n_permutations": int(n_permutations),
     }
     several = len(models) > 1
     more: dict[str, Sequence[Any]] = {}
