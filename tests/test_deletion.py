@@ -213,9 +213,10 @@ def test_seed(train: MuData, test: MuData) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"n_top": 0}, "n_top: expected numbers of at least 1"),
-        ({"n_top": []}, "n_top: expected numbers of at least 1"),
-        ({"n_repeats": 0}, "n_repeats: expected numbers of at least 1"),
+        ({"n_top": 0}, "n_top: expected whole numbers of at least 1"),
+        ({"n_top": []}, "n_top: expected whole numbers of at least 1"),
+        ({"n_top": [2.5]}, "n_top: expected whole numbers of at least 1"),
+        ({"n_repeats": 0}, "n_repeats: expected whole numbers of at least 1"),
         ({"n_top": 100}, "expected a group with at least 10 cells"),
         ({"source": "rna"}, "both source and target, or neither"),
         ({"target_feature": "adt_0"}, "target_feature is for cross-modal relevance"),

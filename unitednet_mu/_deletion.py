@@ -137,8 +137,9 @@ def deletion_test(
     _check_choice(held_out, source, target, modality, target_feature, batch_key)
     sizes = [n_top] if isinstance(n_top, (int, np.integer)) else list(n_top)
     for what, numbers in (("n_top", sizes), ("n_repeats", [n_repeats])):
-        if not numbers or min(numbers) < 1:
-            raise ValueError(f"{what}: expected numbers of at least 1, found {numbers}.")
+        whole = all(isinstance(number, (int, np.integer)) for number in numbers)
+        if not numbers or not whole or min(numbers) < 1:
+            raise ValueError(f"{what}: expected whole numbers of at least 1, found {numbers}.")
     if source is None or target is None:
         table = relevance(mdata, group=group, modality=modality, key_added=key_added)
         modalities, targets = list(dict.fromkeys(table["modality"])), None
