@@ -141,7 +141,8 @@ def explain(
         mean over pairs of models of Spearman's correlation of the absolute relevance of all
         features). ``gap`` is the largest of all models'. With `n_permutations` there are per
         modality ``p`` and ``q``, float32, features x groups, of the size of ``signed``; NaN where
-        fewer than three of the refits that shuffle a feature gave the group any cells.
+        fewer than three of the refits that shuffle a feature gave the group any cells. Their number
+        stands in ``params``.
     ``mdata[mod].varm["unitednet_relevance"]``, ``["unitednet_relevance_abs"]`` : float32
         The same, features x groups.
 
@@ -254,8 +255,9 @@ def explain(
         "background": np.asarray(data.obs_names[sample.background], dtype=str),
         "groupby": groupby or "",
         "random_state": seed,
-        "n_permutations": int(n_permutations),
     }
+    if n_permutations:
+        params["n_permutations"] = int(n_permutations)
     several = len(models) > 1
     more: dict[str, Sequence[Any]] = {}
     cell: dict[str, Any] = {}
