@@ -325,6 +325,7 @@ SEEDED: dict[str, Callable[[MuData, Any], Any]] = {
     "transfer_labels": lambda m, seed: un.tl.transfer_labels(
         m, m, random_state=seed, progress=False
     ),
+    "deletion_test": lambda m, seed: un.metrics.deletion_test(m, random_state=seed),
     "simulate_multimodal": lambda _, seed: un.datasets.simulate_multimodal(random_state=seed),
     "simulate_regulation": lambda _, seed: un.datasets.simulate_regulation(random_state=seed),
     "simulate_two_views": lambda _, seed: un.datasets.simulate_two_views(random_state=seed),

@@ -127,6 +127,7 @@ def test_expected_gradients_of_cells_and_of_several_models(
         ({"method": "shap", "per_cell": True}, "method='shap' cannot do per_cell"),
         ({"method": "shap", "output": "probabilities"}, "cannot do output='probabilities'"),
         ({"method": "shap", "n_repeats": 2}, "method='shap' cannot do several models"),
+        ({"method": "shap", "n_permutations": 6}, "method='shap' cannot do n_permutations"),
     ],
     ids=lambda value: "" if isinstance(value, str) else "+".join(value),
 )

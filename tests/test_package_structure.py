@@ -50,10 +50,14 @@ LAYERS = (
     ("_by_shap",),
     ("_stability",),
     ("_stability_cross",),
+    ("_null",),
     ("_sample",),
     ("_results",),
-    ("metrics", "datasets", "pp"),
+    ("datasets", "pp"),
     ("get",),
+    ("_deletion_cells",),
+    ("_deletion",),
+    ("metrics",),
     ("tl", "pl"),
     ("_demo",),
     ("__main__",),
@@ -62,7 +66,13 @@ MODULES = ("tl", "pp", "pl", "get", "datasets", "metrics")
 #: Functions whose first argument is no MuData: they take arrays, or make data from nothing.
 WITHOUT_OBJECT = ("metrics", "datasets")
 #: First arguments that are not `mdata`.
-OBJECTS = {"transfer_labels": ["query", "reference"], "transfer": ["query"]}
+OBJECTS = {
+    "transfer_labels": ["query", "reference"],
+    "transfer": ["query"],
+    "deletion": ["table"],
+}
+#: Functions whose first argument is a table that another function returned.
+OF_TABLES = {"deletion"}
 #: Parameters that mean the same everywhere have one name; these are names they must not have.
 OTHER_SPELLINGS = {
     "copy": {"inplace", "in_place"},
@@ -166,7 +176,7 @@ def test_object_first_everything_else_by_keyword(function: Callable[..., Any]) -
         assert positional == OBJECTS.get(function.__name__, ["mdata"])
         first = inspect.signature(function).parameters[positional[0]]
         assert first.default is inspect.Parameter.empty
-        assert first.annotation == "MuData"
+        assert first.annotation == ("pd.DataFrame" if function.__name__ in OF_TABLES else "MuData")
     else:
         assert 1 <= len(positional) <= 3  # arrays
 
@@ -326,6 +336,7 @@ def test_the_network_never_sees_a_mudata() -> None:
         "_by_shap",
         "_stability",
         "_stability_cross",
+        "_null",
     ):
         tree = ast.parse((ROOT / f"{name}.py").read_text("utf-8"))
         assert not {"mudata", "anndata"} & set(imports(tree, ["unitednet_mu"]))

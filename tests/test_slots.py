@@ -322,6 +322,25 @@ def test_relevance_in_full(fitted_mosaic: MuData) -> None:
         assert all(matrix.dtype == np.float32 for matrix in cross[kind].values())
 
 
+def test_significance_in_full(fitted: MuData) -> None:
+    few = {"n_cells": 3, "n_background": 3, "n_permutations": 6, "progress": False}
+    un.tl.explain(fitted, **few)
+    un.tl.explain(fitted, source="rna", target="adt", groupby="cell_type", top_k=5, **few)
+    relevance = fitted.uns[STEM]["relevance"]
+    cross = fitted.uns[STEM]["cross_relevance"]["adt_from_rna"]
+    for one in (relevance, cross):
+        assert one["params"]["n_permutations"] == 6
+    for name, block in relevance["modalities"].items():
+        assert set(block) == {"features", "signed", "absolute", "p", "q"}
+        for kind in ("p", "q"):
+            assert block[kind].shape == (fitted.mod[name].n_vars, 3)
+            assert block[kind].dtype == np.float32
+    for kind in ("p", "q"):
+        assert list(cross[kind]) == ["0", "1", "2"]
+        assert all(matrix.dtype == np.float32 for matrix in cross[kind].values())
+        assert all(matrix.nnz == 5 for matrix in cross[kind].values())
+
+
 def test_attributions_of_single_cells_in_full(fitted_mosaic: MuData) -> None:
     few = {"n_cells": 3, "n_background": 3, "progress": False}
     un.tl.explain(fitted_mosaic, per_cell=True, **few)

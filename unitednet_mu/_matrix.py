@@ -73,6 +73,34 @@ class Stacked:
 
 
 @dataclass(frozen=True)
+class Shuffled:
+    """A matrix some of whose columns are read from other rows, never copied.
+
+    Parameters
+    ----------
+    matrix
+        The matrix itself.
+    partner
+        Row that each row's chosen columns are read from.
+    chosen
+        Bool, one per column.
+    """
+
+    matrix: Any
+    partner: np.ndarray
+    chosen: np.ndarray
+
+    def __getitem__(self, rows: np.ndarray) -> Any:
+        own, other = self.matrix[rows], self.matrix[self.partner[rows]]
+        if not is_sparse(own):
+            return np.where(self.chosen, other, own)
+        left, taken = (
+            sparse.diags_array(mask.astype(own.dtype)) for mask in (~self.chosen, self.chosen)
+        )
+        return sparse.csr_matrix(own @ left + other @ taken)
+
+
+@dataclass(frozen=True)
 class Source:
     """One modality's matrix, never copied, and the row of each cell in it, -1 where it has none."""
 

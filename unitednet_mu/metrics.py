@@ -1,4 +1,4 @@
-"""Scores of predictions, groups and transferred labels, computed by scikit-learn and scipy.
+"""Scores of predictions, groups, transferred labels and relevance, by scikit-learn and scipy.
 
 Predictions are compared feature by feature. A feature for which a score is not defined, because it
 is constant over the cells compared, gets NaN: average with :func:`numpy.nanmean` and say how many
@@ -20,6 +20,7 @@ from ._correlation import (
     pearson_within_groups,
     r2_per_feature,
 )
+from ._deletion import deletion_test
 from ._validate import level_name
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "classification_scores",
     "clustering_scores",
     "confusion",
+    "deletion_test",
     "match_groups",
     "pearson_per_feature",
     "pearson_within_groups",

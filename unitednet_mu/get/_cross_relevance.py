@@ -206,7 +206,9 @@ def cross_relevance(
         models were explained, ``value`` and ``absolute`` are means over them, and two columns
         follow: ``sd`` (standard deviation of the signed value over models) and ``stability`` (share
         of models in which the pair is among the strongest of the group; ``n_top_stable`` of
-        `tl.explain` says how many these are). Of peaks and genes (either way round), where `mdata`
+        `tl.explain` says how many these are). ``n_permutations`` gives ``p``, of ``absolute``, from
+        refits on shuffled features, and ``q``, the false-discovery rate over all pairs of the
+        group, returned or not. Of peaks and genes (either way round), where `mdata`
         knows where they lie, there is ``distance``: bases from the peak to the gene's start, 0
         where it is covered, negative upstream, NaN on another chromosome or where unknown. Peaks
         are named ``"chr1:100-200"``; genes have a column ``interval``, or chromosome, start and

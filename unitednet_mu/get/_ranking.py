@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-#: Columns that tell how far several models agree, and the names they are stored under.
-SPREAD = {"sd": "signed_sd", "stability": "top_frequency"}
+#: Columns that tell how far to trust a value, where there are any, and their names in store.
+SPREAD = {"sd": "signed_sd", "stability": "top_frequency", "p": "p", "q": "q"}
 
 
 def ranked(

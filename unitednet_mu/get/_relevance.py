@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 class ModalityRelevance:
     """Relevance of one modality's features: `signed` and `absolute` are features x groups.
 
-    So are `sd` and `stability`, which are there where several models were explained.
+    So are `sd` and `stability`, which are there where several models were explained, and `p` and
+    `q`, where the model was compared with refits on shuffled features.
     """
 
     features: list[str]
@@ -32,6 +33,8 @@ class ModalityRelevance:
     absolute: NDArray[Any]
     sd: NDArray[Any] | None = None
     stability: NDArray[Any] | None = None
+    p: NDArray[Any] | None = None
+    q: NDArray[Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -64,12 +67,13 @@ def read_relevance(mdata: MuData, *, key_added: str = DEFAULT_STEM) -> Relevance
 def _block(block: Any, n_groups: int) -> ModalityRelevance:
     features = texts(block["features"])
     shape = (len(features), n_groups)
-    found = [
-        np.asarray(block[name]).reshape(shape)
-        for name in ("signed", "absolute", *SPREAD.values())
+    columns = {"signed": "signed", "absolute": "absolute", **SPREAD}
+    found = {
+        column: np.asarray(block[name]).reshape(shape)
+        for column, name in columns.items()
         if name in block
-    ]
-    return ModalityRelevance(features, *found)
+    }
+    return ModalityRelevance(features, **found)
 
 
 @overload
@@ -135,6 +139,8 @@ def relevance(
         and ``absolute`` are means over them, and two columns follow: ``sd`` (standard deviation of
         the signed value over models) and ``stability`` (share of models in which the feature is
         among the strongest of the group; ``n_top_stable`` of `tl.explain` says how many these are).
+        ``n_permutations`` gives ``p``, of the size of ``value``, from refits on shuffled features,
+        and ``q``, the false-discovery rate over all features of the group, returned or not.
     shap.Explanation
         With `as_explanation`. Rows are all explained cells that have one of the modalities,
         whichever group they are of: ``values[i, j]`` is what feature j contributes to the output of

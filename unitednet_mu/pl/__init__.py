@@ -2,6 +2,7 @@
 
 from ._confusion import confusion
 from ._cross_relevance import cross_relevance
+from ._deletion import deletion
 from ._history import history
 from ._modality_weights import modality_weights
 from ._prediction import prediction
@@ -12,6 +13,7 @@ from ._transfer import transfer
 __all__ = [
     "confusion",
     "cross_relevance",
+    "deletion",
     "history",
     "modality_weights",
     "prediction",

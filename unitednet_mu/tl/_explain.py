@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -26,6 +27,7 @@ from ._explain_models import (
     spread_of,
     stability_params,
 )
+from ._explain_null import Refits, check_permutations
 from ._fit import refit
 
 #: Pairs of features beyond which only the strongest are kept by default.
@@ -51,6 +53,7 @@ def explain(
     model: Model | Sequence[Model] | None = None,
     n_repeats: int = 0,
     n_top_stable: int = 20,
+    n_permutations: int = 0,
     random_state: int = 0,
     device: str = "auto",
     progress: bool = True,
@@ -115,8 +118,12 @@ def explain(
     n_top_stable
         Of several models: how many of a group's strongest features, over all modalities together
         (or pairs of features, with `source` and `target`), count as its top.
+    n_permutations
+        Test the relevance of one model: refit this often, each time with half of the features read
+        from other cells (see Notes), at least 6 times; 20 is a start. Costs as many fits, and
+        `mdata` must be what the model was trained on.
     random_state
-        Seed of the sample and background.
+        Seed of the sample and background, and of permutations.
     device
         ``"auto"``, ``"cpu"``, ``"cuda"``, ...
     progress
@@ -148,7 +155,10 @@ def explain(
         strongest of the group by absolute relevance), float32, features x groups; in ``params``
         also ``n_models``, ``n_top_stable`` and ``rank_correlation`` (float64, per group: mean over
         pairs of models of Spearman's correlation of the absolute relevance of all features).
-        ``gap`` is the largest of all models'.
+        ``gap`` is the largest of all models'. With `n_permutations` there are per modality ``p``
+        and ``q``, float32, features x groups, of the size of ``signed``; NaN where fewer than three
+        of the refits that shuffle a feature gave the group any cells. Their number stands in
+        ``params``.
     ``mdata[mod].varm["unitednet_relevance"]``, ``["unitednet_relevance_abs"]`` : float32
         The same, features x groups.
 
@@ -163,6 +173,8 @@ def explain(
         and the same ``params``. Where only `top_k` pairs are kept, they are the strongest by mean
         absolute relevance; a model's `n_top_stable` strongest are looked for among all of its
         pairs, and models' ranks compared over all pairs (250,000 at random where there are more).
+        With `n_permutations` also ``p`` and ``q`` of the same pairs, of ``absolute``; pairs that
+        are not kept count among the tests of ``q`` as not significant.
 
     Either way:
 
@@ -177,10 +189,11 @@ def explain(
         Only one of `source` and `target`, an argument of the one explanation given to the other,
         unknown names, no cell or background with the modalities, or `per_cell` past its limit.
         A result that does not fit into memory, found before anything is computed. With
-        ``method="shap"``: probabilities, `per_cell`, several models, or more than it can do.
-        `per_cell` or `n_repeats` with several models, or models that do not fit together: other
-        modalities, features, layers, likelihoods, labels or number of groups. With `n_repeats`,
-        `mdata` lacks what the model was trained on.
+        ``method="shap"``: probabilities, `per_cell`, several models, permutations, or more than it
+        can do. `per_cell`, `n_repeats` or `n_permutations` with several models, or models that do
+        not fit together: other modalities, features, layers, likelihoods, labels or number of
+        groups. With `n_repeats` or `n_permutations`, `mdata` lacks what the model was trained on.
+        `n_permutations` of groups that were found without labels.
     RuntimeError
         Attributions do not add up to the output; of expected gradients: the typical error exceeds
         the tolerance by more than five times what chance lets expect.
@@ -197,6 +210,26 @@ def explain(
     Shrikumar et al. 2017 (rescale rule), Lundberg & Lee 2017 (averaging over a background),
     Erion et al. 2021 (expected gradients). What a large request will take (products, time, memory)
     is logged at level INFO before it begins.
+
+    Permutations: each refit reads a random half of the features, all together, from another cell
+    of the same batch that has the same modalities (with `source` and `target`: a random half of the
+    source's features, from another cell of the same group too). What a shuffled feature then gets
+    is chance, but with its own scale and sparsity, as many cells, and a network that has learned
+    from the other half. (Networks trained on shuffled labels learn nothing and lean less on any
+    feature; compared with them, unrelated features look significant.) A value is compared with the
+    feature's own values under shuffling: its distance from their mean, in standard deviations plus
+    the typical one (Tusher et al. 2001); of pairs after division by the median over the features of
+    the source, target by target. As a feature has only `n_permutations` / 2 such values, the
+    distances of all features (or pairs) make one null distribution for a group, and ``q`` is
+    Benjamini and Hochberg's over that group. A lone feature's ``q`` cannot be below about
+    2 / `n_permutations`.
+
+    So a small ``q`` of a feature says that the network leans on it more than on one that tells
+    nothing of the groups; of a pair, that the prediction leans on a link inside groups, beyond what
+    the group tells. It does not say that the feature adds to what others tell, which of features
+    that vary together is the cause, or that the groups exist. Features are not tested for groups
+    that were found from them, and labels made by clustering them make every ``q`` too small, as do
+    cells of few donors, which are not independent. Pairs are tested within groups however found.
 
     Cross-modal relevance says what a prediction rests on, which need not be what regulates: of
     features that vary together any may stand for all. Single links are found better by regression
@@ -223,25 +256,26 @@ def explain(
     found = models[0]
     _check_several(len(models), n_repeats, per_cell)
     how = Method(method, n_samples, seed)
-    how.check(output, len(models) + n_repeats, per_cell)
+    how.check(output, len(models) + n_repeats, per_cell, n_permutations)
     explained = _explained(found, source, target)
+    check_permutations(n_permutations, found, len(models) + n_repeats, source)
     data = found.open(mdata)
     groups = _groups(mdata, data, found, groupby)
-    sample = choose_sample(
-        data,
-        groups,
-        explained,
+    draw = partial(
+        choose_sample,
+        modalities=explained,
         n_cells=n_cells,
         n_background=n_background,
         cells=cells,
         background=background,
-        seed=seed,
     )
+    sample = draw(data, groups, seed=seed)
     job = Job(found, data, groups, sample, progress, method=how)
     n_pairs = _pairs_kept(found, source, target, top_k)
-    announce(job, len(models) + n_repeats, source, target, n_pairs)
+    announce(job, len(models) + n_repeats + n_permutations, source, target, n_pairs)
     if n_repeats:
         models += refit(mdata, found, n_repeats=n_repeats, progress=progress)
+    refits = Refits(mdata, job, n_permutations, draw, seed)
     kept = job.outputs_kept(per_cell, explained, target)
     params = {
         "cells": np.asarray(data.obs_names[sample.cells], dtype=str),
@@ -250,6 +284,8 @@ def explain(
         "groupby": groupby or "",
         "random_state": seed,
     }
+    if n_permutations:
+        params["n_permutations"] = int(n_permutations)
     several = len(models) > 1
     more: dict[str, Sequence[Any]] = {}
     cell: dict[str, Any] = {}
@@ -261,6 +297,8 @@ def explain(
             params |= stability_params(len(models), n_top_stable, stable)
         else:
             whole, cell = job.explain_groups(output, kept)
+        if n_permutations:
+            more |= refits.of_groups(whole, output, fixed=groupby is not None)
         params |= {"output": output, "n_cells": whole.n_cells, **how.params(whole)}
         values = {"signed": whole.signed, "absolute": whole.absolute, **more}
         result = _results.target_of(mdata, copy)
@@ -275,6 +313,9 @@ def explain(
             params |= stability_params(len(models), n_top_stable, stable_pair)
         else:
             pair, cell = job.explain_pair(source, target, batches[0], n_pairs, kept)
+        if n_permutations:
+            numbers = found.modality_index(source, "source"), found.modality_index(target, "target")
+            more |= refits.of_pairs(pair, *numbers, batches[0])
         params |= {"top_k": n_pairs or 0, "n_cells": pair.n_cells, **how.params(pair)}
         values = {"signed": pair.signed, "absolute": pair.absolute or [], **more}
         result = _results.target_of(mdata, copy)

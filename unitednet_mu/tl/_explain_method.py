@@ -22,7 +22,9 @@ class Method:
     n_samples: int = 200
     seed: int = 0
 
-    def check(self, output: str, n_models: int, per_cell: bool | Sequence[str]) -> None:
+    def check(
+        self, output: str, n_models: int, per_cell: bool | Sequence[str], n_permutations: int
+    ) -> None:
         """Refuse what the method does not know.
 
         Raises
@@ -38,6 +40,7 @@ class Method:
             ("output='probabilities'", output == "probabilities"),
             ("per_cell", per_cell is not False),
             ("several models", n_models > 1),
+            ("n_permutations", bool(n_permutations)),
         ):
             if asked:
                 raise ValueError(

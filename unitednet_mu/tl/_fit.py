@@ -198,28 +198,46 @@ def refit(mdata: MuData, model: Model, *, n_repeats: int, progress: bool) -> lis
     Raises
     ------
     ValueError
+        As for :func:`training_data`.
+    """
+    data, info = training_data(mdata, model)
+    return [
+        train_again(model, data, info, number, progress=progress)
+        for number in range(1, n_repeats + 1)
+    ]
+
+
+def training_data(mdata: MuData, model: Model) -> tuple[Dataset, ModelInfo]:
+    """Return what a model was trained on, and with which settings, to train it anew.
+
+    Raises
+    ------
+    ValueError
         `mdata` lacks a modality, or the column of labels or batches; a value of them is unknown to
         the model.
     """
     info = model.info
-    found = None if info.labels_key is not None else len(info.groups)
-    if found is not None:
+    if info.labels_key is None:
         info = dataclasses.replace(info, groups=())
     data = open_dataset(mdata, info.modalities)
     info = _with_labels(mdata, data, info, info.labels_key)
     info = _with_batches(mdata, data, info, info.batch_key, fixed=True)
-    _check_size(data, len(info.groups) or found or 1)
-    seeds = [(info.random_state + k) % 2**32 for k in range(1, n_repeats + 1)]
-    return [
-        train_new(
-            data,
-            dataclasses.replace(info, random_state=seed),
-            n_groups=found,
-            device=model.device,
-            progress=progress,
-        )[0]
-        for seed in seeds
-    ]
+    _check_size(data, len(model.info.groups))
+    return data, info
+
+
+def train_again(
+    model: Model, data: Dataset, info: ModelInfo, number: int, *, progress: bool
+) -> Model:
+    """Train as `model` was, from scratch and with the seed `number` after its own."""
+    seed = (info.random_state + number) % 2**32
+    return train_new(
+        data,
+        dataclasses.replace(info, random_state=seed),
+        n_groups=None if info.groups else len(model.info.groups),
+        device=model.device,
+        progress=progress,
+    )[0]
 
 
 def _check_choice(
