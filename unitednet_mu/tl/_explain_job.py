@@ -16,8 +16,8 @@ from .._explain import ExplainSample, GroupRelevance, Progress, group_relevance
 from .._explain_cells import CellRelevance, cell_cross_relevance, cell_group_relevance
 from .._explain_cross import CrossRelevance, cross_relevance
 from .._model import Model
+from .._process import threads_for
 from .._sample import Sample
-from .._train import threads_for
 from .._validate import unknown_name
 
 #: Most that attributions of single cells may take.
