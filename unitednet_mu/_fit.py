@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from ._compat import warn_user
 from ._data import Dataset
 from ._held_out import FEW_CELLS, calibrate, expected_accuracy
 from ._interrupt import Interrupted
@@ -67,7 +68,6 @@ def train_new(
         Names and settings; `info.groups` is empty where groups are to be found.
     n_groups
         How many groups to find; None lets Leiden find the number.
-
     session
         What may end the training early, or continue it.
     """
@@ -93,28 +93,30 @@ def train_new(
         first = Fitted.from_state(now.finished, device)
     if first.ended != "finished" or not _is_refitted(data, info):
         return first
-    now.stop.keep = True
+    now.stop.keep = now.fallback = True
     if now.checkpoints is not None:
         now.finished = first.to_state()
     try:
-        second = train(_without_held_out(data, info, first.history))
-    except (Interrupted, Diverged) as early:
-        return _not_refitted(first, "diverged" if isinstance(early, Diverged) else "interrupted")
-    if second.ended != "finished":  # what was done with only part of the schedule is no better
-        return _not_refitted(first, second.ended)
-    return _refitted(first, second)
+        return _refitted(first, train(_without_held_out(data, info, first.history)))
+    except Interrupted as early:
+        logger.warning(
+            "%s of the training on all cells: the model trained without the held-out cells is "
+            "kept.",
+            early,
+        )
+        return replace(first, ended="interrupted")
+    except Diverged as error:
+        warn_user(
+            f"{error} That was the training on all cells; the model trained without the held-out "
+            "cells is kept."
+        )
+        return replace(first, ended="diverged")
 
 
 def _is_refitted(data: Dataset, info: ModelInfo) -> bool:
     if info.training.validation_fraction == 0 or info.training.refit is False:
         return False
     return info.training.refit is True or len(data.canonical) < _MANY_CELLS
-
-
-def _not_refitted(first: Fitted, ended: Ended) -> Fitted:
-    message = "the training on all cells %s: the model trained without the held-out cells is kept."
-    logger.warning(message, "was interrupted" if ended == "interrupted" else ended)
-    return replace(first, ended=ended)
 
 
 def _without_held_out(data: Dataset, info: ModelInfo, history: pd.DataFrame) -> ModelInfo:

@@ -26,13 +26,16 @@ class Session:
         Where states go, if anywhere.
     resumed
         State of the training to continue, once.
+    fallback
+        Whether there is a finished model, better than one whose training ended early.
     finished
-        The fit's first training, where there are two and the second is running.
+        That model's training, for checkpoints.
     """
 
     stop: Interruption = field(default_factory=Interruption)
     checkpoints: Checkpoints | None = None
     resumed: State | None = None
+    fallback: bool = False
     finished: State | None = None
 
     def take_resumed(self) -> State | None:
@@ -67,4 +70,4 @@ def session(
             return
         with checkpoints_in(directory, every, fingerprint(), resume=resume) as (kept, state):
             found = state or {"training": None, "finished": None}
-            yield Session(stop, kept, found["training"], found["finished"])
+            yield Session(stop, kept, found["training"], finished=found["finished"])

@@ -137,9 +137,11 @@ class Trainer:
         Raises
         ------
         Diverged
-            Losses or weights became infinite or NaN, and nothing had been learned until then.
+            Losses or weights became infinite or NaN, and nothing had been learned until then, or
+            there is a better model to fall back to.
         Interrupted
-            Training was asked to end before an epoch in which groups are identified was completed.
+            Training was asked to end before an epoch in which groups are identified was completed,
+            or there is a better model to fall back to.
         """
         plans = self._plans()
         resumed = self.session.take_resumed()
@@ -199,17 +201,13 @@ class Trainer:
                 self.session.epoch_ended(
                     len(self.rows), lambda: self._state(phase, number), last=phase.over
                 )
-        except Interrupted:
-            if not phase.usable:
+        except Interrupted as early:
+            if self.session.fallback or not phase.usable:
                 raise
             self.ended = "interrupted"
-            logger.warning(
-                "interrupted in epoch %d of %s: the best model so far is kept.",
-                len(self.rows),
-                bar.total,
-            )
+            logger.warning("%s: the best model so far is kept.", early)
         except Diverged as error:
-            if not phase.learned:
+            if self.session.fallback or not phase.learned:
                 raise
             self.ended = "diverged"
             kept = len(self.rows) - phase.epoch + phase.best_epoch
@@ -237,7 +235,7 @@ class Trainer:
 
     def _heed_interruption(self) -> None:
         if self.session.stop.requested:
-            raise Interrupted
+            raise Interrupted(f"interrupted in epoch {len(self.rows)}")
 
     def _diverged(self) -> Diverged:
         return Diverged(
