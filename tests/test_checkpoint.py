@@ -30,6 +30,7 @@ from unitednet_mu._session import Session, State
 sys.path.insert(0, str(Path(__file__).parent / "benchmarks"))
 
 import _kills
+import reliability
 
 BOTH = {"max_epochs": 3, "batch_size": 32}  # trained on a part of the cells, then on all
 ONCE = {**BOTH, "refit": False}
@@ -593,3 +594,10 @@ def test_tensors_and_arrays_come_back() -> None:
 def test_no_state(text: str) -> None:
     with pytest.raises(ValueError):
         _checkpoint.unpack({}, text)
+
+
+def test_the_benchmark_prints_its_figures(capsys: pytest.CaptureFixture[str]) -> None:
+    table = reliability.main(["--parts", "damage", "--flips", "20"])
+    assert table["tried"].tolist() == [20] * 3
+    assert table["held"].tolist() == [20] * 3
+    assert "cut short: 20 of 20" in capsys.readouterr().out

@@ -203,7 +203,10 @@ def test_ctrl_c_while_calibrating(
 
 
 def test_ctrl_c_while_writing(
-    paired: MuData, quick: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    paired: MuData,
+    quick: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     write = _results.write_fit
 
@@ -212,8 +215,23 @@ def test_ctrl_c_while_writing(
         write(*args)
 
     monkeypatch.setattr(_results, "write_fit", pressed)
-    un.tl.fit(paired, **SUPERVISED, **quick)
+    with caplog.at_level(logging.WARNING, logger="unitednet_mu"):
+        un.tl.fit(paired, **SUPERVISED, **quick)
+    assert caplog.messages == ["interrupted when training had finished: the model is kept."]
     assert ended(paired) == "finished"
+
+
+def test_ctrl_c_at_once_after_going_on(
+    paired: MuData, quick: dict[str, Any], press: Any, tmp_path: Path
+) -> None:
+    """The model of the checkpoint is there to be kept."""
+    quick["training"] = ONCE
+    press(14, 15)
+    settings = {**SUPERVISED, **quick, "checkpoint_dir": tmp_path}
+    for _ in range(2):
+        un.tl.fit(paired, **settings, resume=True)
+        assert ended(paired) == "interrupted"
+        assert len(un.get.history(paired)) == 3
 
 
 def test_the_second_ctrl_c_raises(

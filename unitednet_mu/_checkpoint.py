@@ -163,7 +163,7 @@ def checkpoints_in(
             f"checkpoint_dir: another fit is writing to {folder}. Give every fit a folder of its "
             "own."
         ) from error
-    except OSError as error:
+    except (OSError, NotImplementedError) as error:  # the latter where files cannot be locked
         raise ValueError(f"checkpoint_dir: {folder} cannot be written to ({error}).") from error
     try:
         for path in folder.glob(f"{_PREFIX}*{_UNFINISHED}"):  # of a run that was killed meanwhile

@@ -43,7 +43,7 @@ class Interruption:
 
     def __exit__(self, *_: object) -> None:
         """Give Ctrl-C back."""
-        if self._ours:
+        if self._ours and signal.getsignal(signal.SIGINT) == self._receive:
             signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def _receive(self, signum: int, frame: FrameType | None) -> None:

@@ -161,6 +161,7 @@ class Trainer:
                 if resumed is not None:
                     phase.load_state_dict(resumed["phase"])
                     set_random_states(resumed["random"], self.device)
+                    self.session.stop.keep |= phase.usable
                     bar.total -= phase.epoch
                     resumed = None
                 self._run(phase, number, bar)

@@ -1,7 +1,7 @@
 """Figures of reliability: killed fits, damaged checkpoints, errors at any step.
 
 python tests/benchmarks/reliability.py [--parts kills damage faults] [--kills 24] [--flips 2000]
-[--faults 150] [--seed 0]
+[--faults 60] [--seed 0]
 
 ``kills``: fits are killed with SIGKILL at random moments and continued from their checkpoints; one
 has survived if weights and history equal, bit for bit, those of the same fit never killed.
@@ -132,7 +132,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--parts", nargs="+", choices=list(PARTS), default=list(PARTS))
     parser.add_argument("--kills", type=int, default=24)
     parser.add_argument("--flips", type=int, default=2000)
-    parser.add_argument("--faults", type=int, default=150, help="of each function")
+    parser.add_argument("--faults", type=int, default=60, help="of each function")
     parser.add_argument("--seed", type=int, default=0)
     return parser
 

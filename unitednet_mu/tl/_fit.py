@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
@@ -26,6 +27,8 @@ from .._validate import (
 )
 from ._common import resolve_device
 from ._levels import with_batches, with_labels
+
+logger = logging.getLogger(__name__)
 
 _AUTO = "auto"
 _FEWEST_CELLS = 10
@@ -220,6 +223,8 @@ def fit(
             )
         result = _results.target_of(mdata, copy)
         _results.write_fit(result, keys, fitted.model, fitted.history, fitted.ended)
+        if now.stop.requested and fitted.ended == "finished":
+            logger.warning("interrupted when training had finished: the model is kept.")
     return result if copy else None
 
 
