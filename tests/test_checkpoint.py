@@ -414,12 +414,16 @@ def test_another_model_to_start_from_is_refused(
         un.tl.fit(fitted, model=model, **quick, checkpoint_dir=tmp_path, resume=True)
 
 
-def test_another_number_of_threads_is_said(
-    cells: MuData, stopped: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(_checkpoint.torch, "get_num_threads", lambda: 77)
-    with pytest.warns(UserWarning, match=r"will not be those of .*: threads was \d+ and is 77"):
-        un.tl.fit(cells, **stopped)
+def test_another_number_of_threads_is_said(cells: MuData, stopped: dict[str, Any]) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(before + 1)
+    try:
+        message = f"will not be those of .*: threads was {before} and is {before + 1}"
+        with pytest.warns(UserWarning, match=message):
+            un.tl.fit(cells, **stopped)
+        assert torch.get_num_threads() == before + 1
+    finally:
+        torch.set_num_threads(before)
     assert cells.uns["unitednet"]["params"]["ended"] == "finished"
 
 

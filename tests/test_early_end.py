@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -53,11 +53,12 @@ def press(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[Phase]]:
 
 
 @pytest.fixture(autouse=True)
-def ctrl_c_is_given_back() -> Any:
-    before = signal.getsignal(signal.SIGINT)
-    assert before is signal.default_int_handler
+def ctrl_c_is_given_back() -> Iterator[None]:
+    """Ctrl-C raises, also where the tests run in the background, and does so again afterwards."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
-    assert signal.getsignal(signal.SIGINT) is before
+    given_back = signal.signal(signal.SIGINT, before)
+    assert given_back is signal.default_int_handler
 
 
 def state(mdata: MuData) -> dict[str, torch.Tensor]:
