@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 import os
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("MPLBACKEND", "Agg")  # no display needed, before anything imports matplotlib
@@ -15,12 +16,14 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("NUMBA_NUM_THREADS", "1")
 
 import numpy as np
-import pandas as pd
 import pytest
 from mudata import MuData
-from scipy import sparse
 
 import unitednet_mu as un
+
+sys.path.insert(0, str(Path(__file__).parent / "benchmarks"))
+
+from _compare import fingerprint_of
 
 
 @pytest.fixture
@@ -105,41 +108,4 @@ def trained(_trained: MuData) -> MuData:
 @pytest.fixture
 def fingerprint() -> Callable[[MuData], dict[str, Any]]:
     """A function from a MuData to comparable leaves, equal if and only if nothing changed."""
-    return _fingerprint
-
-
-_SLOTS = ("obs", "var", "uns", "obsm", "varm", "obsp", "varp", "layers", "obsmap", "varmap")
-
-
-def _fingerprint(mdata: MuData) -> dict[str, Any]:
-    leaves: dict[str, Any] = {"is_view": mdata.is_view, "modalities": list(mdata.mod)}
-    for name, thing in {"": mdata, **mdata.mod}.items():
-        for slot in _SLOTS:
-            if hasattr(thing, slot):
-                _add(leaves, f"{name}.{slot}", getattr(thing, slot))
-        if name:
-            _add(leaves, f"{name}.X", thing.X)
-    return leaves
-
-
-def _add(leaves: dict[str, Any], where: str, value: Any) -> None:
-    if isinstance(value, pd.DataFrame):
-        _add(leaves, f"{where}.index", value.index)
-        leaves[f"{where}.columns"] = list(value.columns)
-        for column in value:
-            _add(leaves, f"{where}[{column}]", value[column])
-    elif isinstance(value, Mapping):
-        leaves[where] = sorted(key for key in value if key is not None)
-        for key in leaves[where]:
-            _add(leaves, f"{where}[{key}]", value[key])
-    elif sparse.issparse(value):
-        leaves[where] = (type(value).__name__, value.shape)
-        for part in ("data", "indices", "indptr"):
-            _add(leaves, f"{where}.{part}", getattr(value, part))
-    elif isinstance(value, np.ndarray) and value.dtype != object:
-        digest = hashlib.sha256(np.ascontiguousarray(value).tobytes()).hexdigest()
-        leaves[where] = (str(value.dtype), value.shape, digest)
-    elif isinstance(value, pd.Series | pd.Index | np.ndarray):
-        leaves[where] = (str(value.dtype), [repr(item) for item in value])
-    else:
-        leaves[where] = repr(value)
+    return fingerprint_of

@@ -13,14 +13,15 @@ from scipy import sparse
 from sklearn.metrics import adjusted_rand_score
 
 import unitednet_mu as un
-from unitednet_mu import _matrix, _model, _noise, _train
+from unitednet_mu import _heads, _matrix, _model, _noise, _setup, _train
 from unitednet_mu._compat import quiet_update
 from unitednet_mu._config import TrainingConfig
 from unitednet_mu._data import Batch
 from unitednet_mu._network import UnitedNetwork
 from unitednet_mu._optimise import Optimisers
+from unitednet_mu._setup import split_cells
 from unitednet_mu._tasks import Tasks
-from unitednet_mu._train import Trainer, split_cells
+from unitednet_mu._train import Trainer
 
 SUPERVISED = {"labels_key": "cell_type"}
 GROUPED = {"n_groups": 3}
@@ -701,7 +702,8 @@ def test_sparse_stays_sparse(
     for adata in paired.mod.values():
         adata.X = form(np.where(adata.X > 0.5, adata.X, 0))
     for module, name in (
-        (_train, "_STATISTICS_BATCH"),
+        (_setup, "_STATISTICS_BATCH"),
+        (_heads, "_FUSION_BATCH"),
         (_train, "_EVALUATION_BATCH"),
         (_matrix, "_SCAN_ROWS"),
         (_model, "_INFERENCE_CELLS"),

@@ -22,16 +22,19 @@ from unitednet_mu import _config, _model
 ROOT = Path(un.__file__).parent
 #: What may import what: a file imports files of its own line or of lines above, never of one below.
 LAYERS = (
-    ("_keys", "_compat", "_plain"),
+    ("_keys", "_compat", "_plain", "_interrupt", "_process"),
     ("_validate",),
     ("_config",),
     ("_presets",),
     ("_matrix",),
     ("_data", "_info", "_storage"),
+    ("_checkpoint",),
+    ("_session",),
     ("_network",),
     ("_losses",),
-    ("_correlation", "_cluster", "_noise", "_optimise"),
-    ("_tasks",),
+    ("_correlation", "_cluster", "_noise", "_optimise", "_setup"),
+    ("_tasks", "_phase"),
+    ("_heads",),
     ("_train",),
     ("_rebuild",),
     ("_model",),
@@ -416,7 +419,7 @@ FORBIDDEN_CALLS = re.compile(
 )
 #: (file, call): where one of them is right.
 ALLOWED = {
-    ("_train.py", "torch.manual_seed"),  # inside a block that gives the caller's state back
+    ("_process.py", "torch.manual_seed"),  # inside a block that gives the caller's state back
     ("_compat.py", "warnings.simplefilter"),  # inside catch_warnings, around others' code
     ("_rna.py", "warnings.simplefilter"),
 }

@@ -14,7 +14,7 @@ from unitednet_mu import _held_out, _model
 from unitednet_mu._matrix import Source
 from unitednet_mu._model import Model
 from unitednet_mu._results import ACCURACY
-from unitednet_mu._train import split_cells
+from unitednet_mu._setup import split_cells
 
 
 @pytest.fixture(scope="module")

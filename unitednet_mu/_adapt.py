@@ -13,8 +13,8 @@ from ._compat import warn_user
 from ._data import Dataset, concatenate
 from ._fit import train_on
 from ._model import Model, ModelInfo
+from ._setup import split_cells
 from ._tasks import Tasks
-from ._train import split_cells
 
 logger = logging.getLogger(__name__)
 
@@ -73,9 +73,8 @@ def adapt_model(
             f"(now {info.training.validation_fraction}), or pass adapt=False."
         )
         return model, None, verdict
-    adapted, history = train_on(
-        model, joint, info, n_groups=None, reset_head=False, progress=progress
-    )
+    tried = train_on(model, joint, info, n_groups=None, reset_head=False, progress=progress)
+    adapted = tried.model
     before, after = (_label_losses(m, joint, of_reference) for m in (model, adapted))
     query_before, query_after = (
         _label_free_loss(m, info, joint, of_query) for m in (model, adapted)
@@ -94,7 +93,7 @@ def adapt_model(
         "query_loss_before": query_before,
         "query_loss_after": query_after,
     }
-    return (adapted if kept else model), history, verdict
+    return (adapted if kept else model), tried.history, verdict
 
 
 def _label_losses(model: Model, data: Dataset, cells: np.ndarray) -> np.ndarray:

@@ -7,6 +7,7 @@ import importlib
 import os
 import random
 import sys
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +19,8 @@ from anndata import AnnData
 from mudata import MuData
 from scipy import sparse
 
+#: Options of mudata and Python's random numbers belong to the whole process: one update at a time.
+_UPDATING = threading.RLock()
 _PACKAGE = os.path.dirname(__file__) + os.sep
 
 
@@ -29,12 +32,13 @@ def quiet_update() -> Iterator[None]:
     mudata 0.3 is honoured. mudata names temporary columns by Python's random numbers, whose state
     is given back.
     """
-    state = random.getstate()
-    try:
-        with _no_pull():
-            yield
-    finally:
-        random.setstate(state)
+    with _UPDATING:
+        state = random.getstate()
+        try:
+            with _no_pull():
+                yield
+        finally:
+            random.setstate(state)
 
 
 @contextmanager

@@ -3,26 +3,62 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import replace
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
 
+from ._compat import warn_user
 from ._data import Dataset
 from ._direct_path import choose_penalties, penalties_of, set_direct_paths
 from ._held_out import FEW_CELLS, calibrate, expected_accuracy
+from ._interrupt import Interrupted
 from ._model import Model, ModelInfo
 from ._network import ModalityShape, UnitedNetwork
-from ._train import Trainer, default_batch_size, seeded, set_statistics, split_cells
+from ._process import seeded
+from ._session import Session
+from ._setup import default_batch_size, set_statistics, split_cells
+from ._train import Diverged, Ended, Trainer
+
+logger = logging.getLogger(__name__)
 
 #: From this number of cells on, those held out are not missed.
 _MANY_CELLS = 5000
 
 
+@dataclass(frozen=True)
+class Fitted:
+    """A trained model, the history (one row an epoch), and how the training ended."""
+
+    model: Model
+    history: pd.DataFrame
+    ended: Ended = "finished"
+
+    def to_state(self) -> dict[str, Any]:
+        """Form that a checkpoint can hold."""
+        return {"model": self.model.to_dict(), "history": self.history.to_dict("records")}
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any], device: torch.device) -> Fitted:
+        """Read what :meth:`to_state` made, of a training that had finished."""
+        model = Model.from_dict(state["model"])
+        model.network.to(device)
+        return cls(model, pd.DataFrame(state["history"]))
+
+
 def train_new(
-    data: Dataset, info: ModelInfo, *, n_groups: int | None, device: torch.device, progress: bool
-) -> tuple[Model, pd.DataFrame]:
+    data: Dataset,
+    info: ModelInfo,
+    *,
+    n_groups: int | None,
+    device: torch.device,
+    progress: bool,
+    session: Session | None = None,
+) -> Fitted:
     """Train a network from scratch.
 
     Parameters
@@ -33,33 +69,55 @@ def train_new(
         Names and settings; `info.groups` is empty where groups are to be found.
     n_groups
         How many groups to find; None lets Leiden find the number.
-
-    Returns
-    -------
-    The model, and the history (one row an epoch).
+    session
+        What may end the training early, or continue it.
     """
+    now = session or Session()
     shapes = [ModalityShape(len(spec.features), spec.likelihood) for spec in info.modalities]
     starting_codes: list[np.ndarray] = []  # of every network trained, in turn
 
-    def train(settings: ModelInfo) -> tuple[Model, pd.DataFrame]:
+    def train(settings: ModelInfo) -> Fitted:
         with seeded(info.random_state):
             n_groups_now = len(info.groups) or 1
             network = UnitedNetwork(shapes, n_groups_now, len(info.batches), info.network)
             network.to(device)
             trainer = _trainer(
-                network, data, settings, n_groups, new_groups=True, progress=progress
+                network, data, settings, n_groups, new_groups=True, progress=progress, session=now
             )
             trainer.starting_codes = starting_codes
             set_statistics(network, data, trainer.train_cells)
             return _finish(trainer, data, settings)
 
-    model, history = train(info)
-    refit = info.training.refit
-    if info.training.validation_fraction == 0 or refit is False:
-        return model, history
-    if refit is None and len(data.canonical) >= _MANY_CELLS:
-        return model, history
-    return _refitted(data, model, history, *train(_without_held_out(data, info, history)))
+    if now.finished is None:
+        first = train(info)
+    else:
+        first = Fitted.from_state(now.finished, device)
+    if first.ended != "finished" or not _is_refitted(data, info):
+        return first
+    now.stop.keep = now.fallback = True
+    if now.checkpoints is not None:
+        now.finished = first.to_state()
+    try:
+        return _refitted(data, first, train(_without_held_out(data, info, first.history)))
+    except Interrupted as early:
+        logger.warning(
+            "%s of the training on all cells: the model trained without the held-out cells is "
+            "kept.",
+            early,
+        )
+        return replace(first, ended="interrupted")
+    except Diverged as error:
+        warn_user(
+            f"{error} That was the training on all cells; the model trained without the held-out "
+            "cells is kept."
+        )
+        return replace(first, ended="diverged")
+
+
+def _is_refitted(data: Dataset, info: ModelInfo) -> bool:
+    if info.training.validation_fraction == 0 or info.training.refit is False:
+        return False
+    return info.training.refit is True or len(data.canonical) < _MANY_CELLS
 
 
 def _without_held_out(data: Dataset, info: ModelInfo, history: pd.DataFrame) -> ModelInfo:
@@ -77,16 +135,16 @@ def _without_held_out(data: Dataset, info: ModelInfo, history: pd.DataFrame) -> 
     return replace(info, training=training)
 
 
-def _refitted(
-    data: Dataset, held_out: Model, first: pd.DataFrame, model: Model, second: pd.DataFrame
-) -> tuple[Model, pd.DataFrame]:
+def _refitted(data: Dataset, first: Fitted, second: Fitted) -> Fitted:
     """Model trained on all cells, with what held-out cells told of the one before."""
+    held_out, model = first.model, second.model
     model.info = replace(model.info, training=held_out.info.training)
     model.network.temperature.copy_(held_out.network.temperature)
     set_direct_paths(model.network, data, data.canonical, penalties_of(held_out.network))
     model.accuracy = held_out.accuracy
-    second = second.assign(phase="refit " + second["phase"], epoch=second["epoch"] + len(first))
-    return model, pd.concat([first, second], ignore_index=True)
+    rows = second.history
+    rows = rows.assign(phase="refit " + rows["phase"], epoch=rows["epoch"] + len(first.history))
+    return Fitted(model, pd.concat([first.history, rows], ignore_index=True))
 
 
 def train_on(
@@ -97,7 +155,8 @@ def train_on(
     n_groups: int | None,
     reset_head: bool,
     progress: bool,
-) -> tuple[Model, pd.DataFrame]:
+    session: Session | None = None,
+) -> Fitted:
     """Continue from a model, which is left as it is; `reset_head` learns the groups anew.
 
     Cells held out now may be among those that the model was trained on, and would flatter it: the
@@ -108,7 +167,15 @@ def train_on(
         if reset_head:
             network.temperature.fill_(1.0)
             network.new_heads(len(info.groups) or 1, 1)
-        trainer = _trainer(network, data, info, n_groups, new_groups=reset_head, progress=progress)
+        trainer = _trainer(
+            network,
+            data,
+            info,
+            n_groups,
+            new_groups=reset_head,
+            progress=progress,
+            session=session,
+        )
         return _finish(trainer, data, info, before=model, new_head=reset_head)
 
 
@@ -120,6 +187,7 @@ def _trainer(
     *,
     new_groups: bool,
     progress: bool,
+    session: Session | None,
 ) -> Trainer:
     return Trainer(
         network,
@@ -130,6 +198,7 @@ def _trainer(
         new_groups=new_groups,
         seed=info.random_state,
         progress=progress,
+        session=session,
     )
 
 
@@ -140,7 +209,7 @@ def _finish(
     *,
     before: Model | None = None,
     new_head: bool = True,
-) -> tuple[Model, pd.DataFrame]:
+) -> Fitted:
     """Train, calibrate and measure; what was measured `before` is kept."""
     history = trainer.fit()
     if not info.groups:
@@ -157,7 +226,13 @@ def _finish(
         model.accuracy = dict(before.accuracy)
     elif held_out is not None:
         model.accuracy = expected_accuracy(model, held_out)
-    return model, history
+    return Fitted(model, history, trainer.ended)
+
+
+def describe_start(model: Model | None, reset_head: bool) -> dict[str, Any]:
+    """Say what a fit starts from, for a checkpoint to be compared with."""
+    weights = None if model is None else model.to_dict()["sha256"]
+    return {"model": weights and f"sha256:{weights}", "reset_head": reset_head}
 
 
 def _add_direct_paths(trainer: Trainer, data: Dataset, before: Model | None) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -55,6 +57,17 @@ class Optimisers:
     def rate(self) -> float:
         """Learning rate of the next step."""
         return float(self.schedule.get_last_lr()[0])
+
+    def state_dict(self) -> dict[str, Any]:
+        """Moments, learning rate and position in the schedule."""
+        parts = (self.optimiser, self.schedule, self.opponent)
+        return {str(k): part.state_dict() for k, part in enumerate(parts) if part is not None}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where :meth:`state_dict` was taken."""
+        for k, part in enumerate((self.optimiser, self.schedule, self.opponent)):
+            if part is not None:
+                part.load_state_dict(state[str(k)])
 
     def step(self, loss: Tensor) -> None:
         """Move the network; the discriminators' weights stay."""

@@ -45,8 +45,11 @@ def _store(mdata: MuData, keys: Keys, entries: Mapping[str, Any]) -> None:
     mdata.uns[keys.uns] = {**read(mdata, keys), **entries}
 
 
-def write_fit(mdata: MuData, keys: Keys, model: Model, history: pd.DataFrame) -> None:
-    """Replace everything in ``.uns[stem]`` by a newly trained model and its history."""
+def write_fit(mdata: MuData, keys: Keys, model: Model, history: pd.DataFrame, ended: str) -> None:
+    """Replace everything in ``.uns[stem]`` by a newly trained model and its history.
+
+    `ended` says how the training ended: ``"finished"``, ``"interrupted"`` or ``"diverged"``.
+    """
     from . import __version__
 
     info = model.info
@@ -66,6 +69,7 @@ def write_fit(mdata: MuData, keys: Keys, model: Model, history: pd.DataFrame) ->
                 "data": data,
                 "network": _plain(info.network),
                 "training": _plain(info.training),
+                "ended": ended,
             },
             "history": history,
             "groups": np.asarray(info.groups, dtype=str),

@@ -39,6 +39,11 @@ class Tasks:
         """Whether groups come from labels."""
         return self.class_weights is not None
 
+    def total(self, terms: Terms) -> Tensor:
+        """Weighted sum of loss terms."""
+        weighted = [self.config.weight(term) * value for term, value in terms.items()]
+        return torch.stack(weighted).sum() if weighted else torch.zeros((), device=self.device)
+
     def codes(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Codes of all modalities (cells x modalities x n_latent), and which count (bool)."""
         observed = batch.observed.clone()

@@ -1,4 +1,4 @@
-"""The training loop: phases, steps, schedule, early stopping, history, progress."""
+"""The training loop: phases, steps, schedule, early stopping, history, progress, early ends."""
 
 from __future__ import annotations
 
@@ -6,114 +6,40 @@ import logging
 import math
 from collections import defaultdict
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 import pandas as pd
 import torch
-from sklearn.preprocessing import StandardScaler
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm.auto import tqdm
 
-from ._cluster import starting_groups
+from ._compat import warn_user
 from ._config import TrainingConfig
 from ._data import Batch, Dataset
-from ._network import Decoder, Encoder, Standardiser, UnitedNetwork
+from ._heads import fused_codes, keep_best_head, random_heads, start_heads
+from ._interrupt import Interrupted
+from ._network import Encoder, UnitedNetwork
 from ._noise import choose_input_dropout
-from ._optimise import Optimisers, RunningAverage
+from ._optimise import Optimisers
+from ._phase import Phase, Plan
+from ._process import random_states, set_random_states, threads_for
+from ._session import Session, State
+from ._setup import default_batch_size, default_epochs, split_cells
 from ._tasks import Tasks, Terms
 
 logger = logging.getLogger(__name__)
 
-_STATISTICS_BATCH = 2048
 _EVALUATION_BATCH = 1024
-_HEAD_STEPS = 100
-#: Steps of a training by default.
-_STEPS = 750
-_FEWEST_GROUPS = 2
-#: Fewer values (cells x features) than this in a mini-batch make a small step.
-_SMALL_STEP = 2**20
+#: Terms that do not judge an epoch: their opponents move.
+_CONTESTED = ("generator", "discriminator")
+
+Ended = Literal["finished", "interrupted", "diverged"]
 
 
-@contextmanager
-def seeded(seed: int) -> Iterator[None]:
-    """Seed torch for the block and give the caller's random state back."""
-    devices = range(torch.cuda.device_count()) if torch.cuda.is_available() else ()
-    with torch.random.fork_rng(devices=list(devices)):
-        torch.manual_seed(seed)
-        yield
-
-
-@contextmanager
-def threads_for(values_per_step: int) -> Iterator[None]:
-    """Run small steps on one thread, and give the caller's number of threads back.
-
-    Waiting for a second thread costs a small step more than it saves, and far more where another
-    process uses the second core.
-    """
-    before = torch.get_num_threads()
-    if values_per_step < _SMALL_STEP:
-        torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-def set_statistics(network: UnitedNetwork, data: Dataset, cells: np.ndarray) -> None:
-    """Set the standardisers from training cells, and the decoders' first guess to the mean.
-
-    Sums run over the cells in the order given, in float64 and in blocks; nothing is densified as a
-    whole.
-    """
-    for m, source in enumerate(data.sources):
-        scaler = StandardScaler(with_mean=False)
-        mine = cells[data.observed[cells, m]]
-        if not len(mine):
-            continue
-        for start in range(0, len(mine), _STATISTICS_BATCH):
-            scaler.partial_fit(
-                source.sparse_or_dense(mine[start : start + _STATISTICS_BATCH]).astype(np.float64)
-            )
-        standardiser = cast("Standardiser", network.standardisers[m])
-        standardiser.mean.copy_(torch.from_numpy(scaler.mean_))
-        standardiser.scale.copy_(torch.from_numpy(scaler.scale_))
-        with torch.no_grad():
-            bias = cast("Decoder", network.decoders[m]).wide.bias
-            bias.zero_()
-            if network.shapes[m].likelihood == "binary":
-                bias.copy_(torch.logit(standardiser.mean, 1e-4))
-
-
-def split_cells(data: Dataset, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Split the cells for training and held out, evenly over labels, batches and modalities.
-
-    The split depends on the names of the cells, not on their order.
-    """
-    cells = data.canonical
-    n_held = round(fraction * len(cells))
-    if not n_held:
-        return cells, cells[:0]
-    rng = np.random.default_rng(seed)
-    strata = np.column_stack([data.labels[cells], data.batches[cells], data.observed[cells]])
-    stratum = np.unique(strata, axis=0, return_inverse=True)[1].ravel()
-    # systematic sampling along the sorted strata: every stratum gives its share to within one cell
-    order = np.lexsort((rng.random(len(cells)), stratum))
-    held = np.zeros(len(cells), bool)
-    held[order[((np.arange(n_held) + rng.random()) / n_held * len(cells)).astype(int)]] = True
-    return cells[~held], cells[held]
-
-
-def default_batch_size(n_cells: int) -> int:
-    """Cells per mini-batch: about a sixteenth of the cells, a power of two from 64 to 512."""
-    return int(np.clip(2 ** round(math.log2(max(n_cells, 1) / 16)), 64, 512))
-
-
-def default_epochs(n_cells: int, batch_size: int) -> int:
-    """Epochs that make about 750 steps, at least 20 and at most 300."""
-    return int(np.clip(round(_STEPS * batch_size / max(n_cells, 1)), 20, 300))
+class Diverged(RuntimeError):
+    """Losses or weights became infinite or NaN before anything worth keeping was learned."""
 
 
 class Trainer:
@@ -137,6 +63,14 @@ class Trainer:
         Of everything random.
     progress
         Whether a progress bar is shown.
+    session
+        What may end the training early, or continue it.
+
+    Attributes
+    ----------
+    ended
+        How the training ended: as planned, or early, by Ctrl-C or because it diverged, with the
+        best state until then.
     """
 
     def __init__(
@@ -150,7 +84,9 @@ class Trainer:
         new_groups: bool,
         seed: int,
         progress: bool,
+        session: Session | None = None,
     ) -> None:
+        self.session = session or Session()
         self.network, self.data, self.config, self.seed = network, data, config, seed
         self.n_groups, self.find_groups = n_groups, new_groups and not supervised
         self.device = network.fusion.logits.device
@@ -178,6 +114,7 @@ class Trainer:
         self.class_weights = self._class_weights() if supervised else None
         self.rows: list[dict[str, Any]] = []
         self.progress = progress
+        self.ended: Ended = "finished"
         #: Codes of all cells after the warm-up, of each network trained so far on these cells.
         self.starting_codes: list[np.ndarray] = []
 
@@ -196,88 +133,139 @@ class Trainer:
         Returns
         -------
         History, one row an epoch.
+
+        Raises
+        ------
+        Diverged
+            Losses or weights became infinite or NaN, and nothing had been learned until then, or
+            there is a better model to fall back to.
+        Interrupted
+            Training was asked to end before an epoch in which groups are identified was completed,
+            or there is a better model to fall back to.
         """
-        values_per_step = self.batch_size * sum(s.n_features for s in self.network.shapes)
+        plans = self._plans()
+        resumed = self.session.take_resumed()
+        first = 0 if resumed is None else self._resume(resumed)
+        epochs = len(self.rows) + sum(plan.n_epochs for plan in plans[first:])
         what = "fit" if len(self.held_out) else "fit on all cells"
+        values_per_step = self.batch_size * sum(s.n_features for s in self.network.shapes)
         with (
             threads_for(values_per_step),
-            tqdm(total=self.max_epochs, desc=what, unit="epoch", disable=not self.progress) as bar,
+            tqdm(total=epochs, desc=what, unit="epoch", disable=not self.progress) as bar,
         ):
+            bar.update(len(self.rows))
+            for number, plan in enumerate(plans[first:], first):
+                if self.find_groups and plan.identify and resumed is None:
+                    self._start_heads()
+                phase = self._begin(plan)
+                if resumed is not None:
+                    phase.load_state_dict(resumed["phase"])
+                    set_random_states(resumed["random"], self.device)
+                    self.session.stop.keep |= phase.usable
+                    bar.total -= phase.epoch
+                    resumed = None
+                self._run(phase, number, bar)
+                self.network.load_state_dict(phase.best_state)
             if self.find_groups:
-                warmup = max(1, round(self.config.warmup * self.max_epochs))
-                self._phase("warmup", warmup, bar, identify=False)
-                self._start_heads()
-                self._phase("train", max(1, self.max_epochs - warmup), bar, identify=True)
-                self._keep_best_head()
-            else:
-                self._phase("train", self.max_epochs, bar, identify=True)
+                keep_best_head(self.network, self.config, self.data, self.train_cells)
         self.network.eval()
         return pd.DataFrame(self.rows)
 
+    def _plans(self) -> list[Plan]:
+        if not self.find_groups:
+            return [Plan("train", self.max_epochs, identify=True)]
+        warmup = max(1, round(self.config.warmup * self.max_epochs))
+        return [
+            Plan("warmup", warmup, identify=False),
+            Plan("train", max(1, self.max_epochs - warmup), identify=True),
+        ]
+
     # ------------------------------------------------------------------ one phase
 
-    def _phase(self, name: str, n_epochs: int, bar: Any, *, identify: bool) -> None:
-        """Train for up to `n_epochs`; restore the averaged weights with the best held-out loss."""
-        averaged = RunningAverage(self.network, self.config.averaging)
-        optimisers = Optimisers(
-            self.network, self.config, n_epochs * self._steps_per_epoch(identify)
-        )
-        tasks = Tasks(self.network, self.config, self.class_weights)
-        judged = Tasks(averaged.network, self.config, self.class_weights)
-        best, best_epoch = math.inf, 0
-        best_state = averaged.network.state_dict()  # the last one's, where nothing is held out
-        for epoch in range(n_epochs):
-            record = self._epoch(tasks, optimisers, averaged, identify)
-            held_out = self._evaluate(judged, identify)
-            total = self._total_value(held_out) if held_out else math.nan
-            self.rows.append(
-                {
-                    "epoch": len(self.rows),
-                    "phase": name,
-                    "learning_rate": optimisers.rate,
-                    "val_total": total,
-                }
-                | {f"train_{term}": value for term, value in record.items()}
-                | {f"val_{term}": value for term, value in held_out.items()}
-            )
-            if held_out:
-                bar.set_postfix(held_out=f"{total:.3f}")
-            bar.update()
-            if not held_out:
-                best_epoch = epoch
-            elif total < best:
-                best, best_epoch, best_state = total, epoch, _copied(averaged.network)
-            elif epoch - best_epoch >= self.config.patience:
-                bar.total -= n_epochs - epoch - 1
-                break
-        self._check_finite(best_state, diverged=bool(held_out) and math.isinf(best))
-        self.network.load_state_dict(best_state)
+    def _begin(self, plan: Plan) -> Phase:
+        n_steps = plan.n_epochs * self._steps_per_epoch(plan.identify)
+        return Phase(self.network, self.config, plan, n_steps, judged=bool(len(self.held_out)))
 
-    def _check_finite(self, state: dict[str, Tensor], *, diverged: bool) -> None:
-        if diverged or not all(bool(value.isfinite().all()) for value in state.values()):
-            raise RuntimeError(
-                "training diverged: the losses or weights became infinite or NaN; nothing was "
-                f"kept. Lower learning_rate (now {self.config.learning_rate}), or look for extreme "
-                "values in the data."
-            )
+    def _run(self, phase: Phase, number: int, bar: Any) -> None:
+        """Train until the phase is over, or ends early."""
+        tasks = Tasks(self.network, self.config, self.class_weights)
+        judged = Tasks(phase.averaged.network, self.config, self.class_weights)
+        try:
+            while not phase.over:
+                self._heed_interruption()
+                row = self._epoch(phase, tasks, judged)
+                self.rows.append(row)
+                if phase.judged:
+                    bar.set_postfix(held_out=f"{row['val_total']:.3f}")
+                bar.update()
+                self.session.stop.keep |= phase.usable
+                self.session.epoch_ended(
+                    len(self.rows), lambda: self._state(phase, number), last=phase.over
+                )
+        except Interrupted as early:
+            if self.session.fallback or not phase.usable:
+                raise
+            self.ended = "interrupted"
+            logger.warning("%s: the best model so far is kept.", early)
+        except Diverged as error:
+            if self.session.fallback or not phase.learned:
+                raise
+            self.ended = "diverged"
+            kept = len(self.rows) - phase.epoch + phase.best_epoch
+            warn_user(f"{error} The best model until then is kept, that of epoch {kept}.")
+        bar.total -= phase.plan.n_epochs - phase.epoch
+
+    def _epoch(self, phase: Phase, tasks: Tasks, judged: Tasks) -> dict[str, Any]:
+        """Train for one epoch and judge it; the row of the history."""
+        identify = phase.plan.identify
+        trained = self._train_epoch(phase, tasks)
+        held_out = self._evaluate(judged, identify)
+        total = self._judged_value(held_out) if held_out else math.nan
+        if not phase.end_epoch(total if held_out else self._judged_value(trained)):
+            raise self._diverged()
+        return (
+            {
+                "epoch": len(self.rows),
+                "phase": phase.plan.name,
+                "learning_rate": phase.optimisers.rate,
+                "val_total": total,
+            }
+            | {f"train_{term}": value for term, value in trained.items()}
+            | {f"val_{term}": value for term, value in held_out.items()}
+        )
+
+    def _heed_interruption(self) -> None:
+        if self.session.stop.requested:
+            raise Interrupted(f"interrupted in epoch {len(self.rows)}")
+
+    def _diverged(self) -> Diverged:
+        return Diverged(
+            f"training diverged in epoch {len(self.rows)}: the losses or weights became infinite "
+            f"or NaN. Lower learning_rate (now {self.config.learning_rate}), or look for extreme "
+            "values in the data."
+        )
 
     def _steps_per_epoch(self, identify: bool) -> int:
         per_batch = 2 if identify and self.config.alternate else 1
         return math.ceil(len(self.train_cells) / self.batch_size) * per_batch
 
-    def _epoch(
-        self, tasks: Tasks, optimisers: Optimisers, averaged: RunningAverage, identify: bool
-    ) -> dict[str, float]:
+    def _train_epoch(self, phase: Phase, tasks: Tasks) -> dict[str, float]:
+        """Step through all training cells; mean of every term."""
         self.network.train()
         values: dict[str, list[float]] = defaultdict(list)
         order = self.train_cells[self.rng.permutation(len(self.train_cells))]
         for _, batch in self.data.batches_of(order, self.batch_size, self.device):
-            for terms in self._steps(tasks, batch, identify, optimisers):
+            for terms in self._steps(tasks, batch, phase.plan.identify, phase.optimisers):
                 if "discriminator" not in terms:  # that step leaves the network as it is
-                    averaged.update()
+                    phase.averaged.update()
                 for term, value in terms.items():
                     values[term].append(float(value.detach()))
-        return {term: float(np.mean(found)) for term, found in values.items()}
+                    if not math.isfinite(values[term][-1]):
+                        raise self._diverged()
+                self._heed_interruption()
+            if values and math.isnan(phase.first_loss):
+                phase.first_loss = self._judged_value(_means(values))
+        return _means(values)
 
     def _steps(
         self, tasks: Tasks, batch: Batch, identify: bool, optimisers: Optimisers
@@ -288,7 +276,7 @@ class Trainer:
         if self.network.discriminators and self.config.weight("discriminator"):
             judged = tasks.discrimination(batch)
             if judged:
-                optimisers.step_discriminators(self._total(judged))
+                optimisers.step_discriminators(tasks.total(judged))
                 yield judged
         rounds = (
             [(True, False), (False, True)]
@@ -301,7 +289,7 @@ class Trainer:
             if identification:
                 terms |= tasks.identification(batch, codes, observed)
             if terms:
-                optimisers.step(self._total(terms))
+                optimisers.step(tasks.total(terms))
                 yield terms
 
     @torch.no_grad()
@@ -320,25 +308,15 @@ class Trainer:
                 cells_seen[term] += len(cells)
         return {term: total / cells_seen[term] for term, total in sums.items()}
 
-    def _total(self, terms: Terms) -> Tensor:
-        weighted = [self.config.weight(term) * value for term, value in terms.items()]
-        return torch.stack(weighted).sum() if weighted else torch.zeros((), device=self.device)
-
-    def _total_value(self, terms: dict[str, float]) -> float:
-        """Held-out loss that decides; the generator's is left out, since its opponent moves."""
+    def _judged_value(self, terms: dict[str, float]) -> float:
+        """Loss that decides."""
         return sum(
-            self.config.weight(term) * value for term, value in terms.items() if term != "generator"
+            self.config.weight(term) * value
+            for term, value in terms.items()
+            if term not in _CONTESTED
         )
 
     # ------------------------------------------------------------------ groups without labels
-
-    @torch.no_grad()
-    def _fused(self, cells: np.ndarray) -> Tensor:
-        tasks = Tasks(self.network.eval(), self.config, self.class_weights)
-        parts = []
-        for _, batch in self.data.batches_of(cells, _EVALUATION_BATCH, self.device):
-            parts.append(self.network.fusion(*tasks.codes(batch)))
-        return torch.cat(parts)
 
     def _start_heads(self) -> None:
         """Find groups on the fused codes of all cells, fit every head to them, anchor training.
@@ -346,42 +324,44 @@ class Trainer:
         A network trained once more starts from its codes and the first one's side by side: what
         both found is less left to chance.
         """
-        cells = self.data.canonical
-        z = self._fused(cells)
         if self.config.start == "random":
-            self.network.new_heads(self.n_groups or _FEWEST_GROUPS, self.network.config.n_heads)
+            random_heads(self.network, self.n_groups)
             return
+        cells = self.data.canonical
+        z = fused_codes(self.network, self.config, self.data, cells)
         self.starting_codes.append((z / z.std().clamp_min(1e-12)).cpu().numpy())
-        together = np.hstack(self.starting_codes)
-        groups = starting_groups(together, self.n_groups, self.config.start, self.seed)
-        n_groups = max(int(groups.max()) + 1, _FEWEST_GROUPS)
-        logger.info("groups start from %d clusters.", n_groups)
         anchors = np.full(len(self.data), -1, np.int64)
-        anchors[cells] = groups
+        anchors[cells] = start_heads(
+            self.network, self.config, z, self.starting_codes, self.n_groups, self.seed
+        )
         self.data = replace(self.data, labels=anchors)
-        self.network.new_heads(n_groups, self.network.config.n_heads)
-        for head in self.network.heads:
-            _fit_head(head.train(), z, torch.from_numpy(groups).to(self.device))
 
-    @torch.no_grad()
-    def _keep_best_head(self) -> None:
-        """Keep the head with the lowest clustering and entropy loss on the training cells."""
-        z = self._fused(self.train_cells)
-        losses = []
-        for head in self.network.heads:
-            tasks = Tasks(self.network.eval(), self.config, None)
-            losses.append(float(self._total(tasks.clustering(*head(z)))))
-        self.network.heads = nn.ModuleList([self.network.heads[int(np.argmin(losses))]])
+    # ------------------------------------------------------------------ stop and go on
+
+    def _state(self, phase: Phase, number: int) -> State:
+        """All that :meth:`_resume` needs to go on after an epoch; nothing is copied."""
+        return {
+            "number": number,
+            "rows": self.rows,
+            "order": self.rng.bit_generator.state,
+            "random": random_states(self.device),
+            "labels": self.data.labels,
+            "starting_codes": self.starting_codes,
+            "heads": (self.network.n_groups, len(self.network.heads)),
+            "network": self.network.state_dict(),
+            "phase": phase.state_dict(),
+        }
+
+    def _resume(self, state: State) -> int:
+        """Go on where :meth:`_state` was taken; the number of the phase that was running."""
+        self.rows = list(state["rows"])
+        self.rng.bit_generator.state = state["order"]
+        self.data = replace(self.data, labels=state["labels"])
+        self.starting_codes[:] = state["starting_codes"]
+        self.network.new_heads(*state["heads"])
+        self.network.load_state_dict(state["network"])
+        return int(state["number"])
 
 
-def _copied(network: UnitedNetwork) -> dict[str, Tensor]:
-    return {name: value.clone() for name, value in network.state_dict().items()}
-
-
-def _fit_head(head: nn.Module, z: Tensor, labels: Tensor) -> None:
-    """Fit one head to starting groups on fixed codes, all cells at a time."""
-    optimiser = torch.optim.AdamW(head.parameters(), lr=1e-2, fused=True)
-    for _ in range(_HEAD_STEPS):
-        optimiser.zero_grad(set_to_none=True)
-        nn.functional.cross_entropy(head(z)[0], labels).backward()
-        optimiser.step()
+def _means(values: dict[str, list[float]]) -> dict[str, float]:
+    return {term: float(np.mean(found)) for term, found in values.items()}

@@ -62,8 +62,13 @@ def deletion(
     Examples
     --------
     >>> import unitednet_mu as un
-    >>> table = un.metrics.deletion_test(train, held_out=test)  # doctest: +SKIP
-    >>> un.pl.deletion(table, group=["B", "NK"])  # doctest: +SKIP
+    >>> mdata = un.datasets.simulate_multimodal(n_obs=160, n_groups=2, n_batches=4)
+    >>> last = (mdata.obs["batch"] == "batch3").to_numpy()
+    >>> train, test = mdata[~last].copy(), mdata[last].copy()
+    >>> un.tl.fit(train, labels_key="cell_type", training={"max_epochs": 2}, progress=False)
+    >>> un.tl.explain(train, progress=False)
+    >>> table = un.metrics.deletion_test(train, held_out=test, n_top=[5, 10], n_repeats=5)
+    >>> axes = un.pl.deletion(table)
     """
     expected = ["group", "n_top", "features", "score", "low", "high", "p"]
     missing = [column for column in expected if column not in table]

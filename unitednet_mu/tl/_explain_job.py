@@ -17,8 +17,8 @@ from .._explain import ExplainSample, GroupChain, GroupRelevance, Progress, grou
 from .._explain_cells import CellRelevance, cell_cross_relevance, cell_group_relevance
 from .._explain_cross import CrossRelevance, cross_relevance
 from .._model import Model
+from .._process import threads_for
 from .._sample import Sample
-from .._train import threads_for
 from .._validate import unknown_name
 from ._explain_method import Method
 

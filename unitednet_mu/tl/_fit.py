@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -11,24 +12,21 @@ import numpy as np
 from mudata import MuData
 
 from .. import _presets, _results
+from .._checkpoint import fingerprint_of
 from .._config import Likelihood, NetworkConfig, TrainingConfig
 from .._data import Dataset, ModalitySpec, describe_modality, open_dataset
-from .._fit import train_new, train_on
+from .._fit import describe_start, train_new, train_on
 from .._keys import DEFAULT_STEM, check_key_added
 from .._model import Model, ModelInfo
+from .._session import session
 from .._validate import (
-    as_names,
-    check_labels,
     check_modalities,
     check_mudata,
     check_random_state,
-    check_shared,
-    has_obs_column,
-    obs_column,
     per_modality,
-    unknown_name,
 )
 from ._common import resolve_device
+from ._levels import with_batches, with_labels
 
 logger = logging.getLogger(__name__)
 
@@ -54,6 +52,9 @@ def fit(
     random_state: int = 0,
     device: str = _AUTO,
     progress: bool = True,
+    checkpoint_dir: str | os.PathLike[str] | None = None,
+    checkpoint_every: int = 1,
+    resume: bool = False,
     key_added: str = DEFAULT_STEM,
     copy: bool = False,
 ) -> MuData | None:
@@ -103,6 +104,15 @@ def fit(
         ``"auto"``, ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ...
     progress
         Whether to show a progress bar.
+    checkpoint_dir
+        Folder for checkpoints (safetensors files of about six times the model's size), made if need
+        be; the last two are kept, also when the fit is done. No two fits can share one.
+    checkpoint_every
+        Epochs between checkpoints.
+    resume
+        Continue from the newest checkpoint in `checkpoint_dir`, or begin where there is none. On
+        the same machine and number of threads the result is, bit for bit, that of a fit that was
+        never stopped. Data and settings must be those of the checkpoint.
     key_added
         Stem of all names in `mdata`.
     copy
@@ -113,7 +123,8 @@ def fit(
     None, or the changed copy with ``copy=True``. Written:
 
     ``.uns["unitednet"]["params"]`` : dict
-        Settings of data, network and training.
+        Settings of data, network and training; ``["ended"]`` is ``"finished"``, or
+        ``"interrupted"`` or ``"diverged"`` where training ended early (see Notes).
     ``.uns["unitednet"]["history"]`` : DataFrame
         One row an epoch: losses on training and held-out cells.
     ``.uns["unitednet"]["groups"]`` : str array
@@ -132,19 +143,29 @@ def fit(
     ValueError
         Both `labels_key` and `n_groups`; an unknown modality, column, layer or setting; one class
         only or all labels missing; a column of measurements or identifiers; NaN or infinite
-        values; too few cells. Nothing is trained or written then.
+        values; too few cells; a `checkpoint_dir` that cannot be used, is in use, or holds
+        checkpoints that `resume` does not ask for, that are damaged, or of other data or settings.
+        Nothing is trained or written then.
     RuntimeError
-        Training diverged; nothing is written.
+        Training diverged before it had learned anything; nothing is written.
+    KeyboardInterrupt
+        Ctrl-C before there was a model to keep, or pressed twice; nothing is written.
 
     Warns
     -----
     UserWarning
         A modality looks like raw counts (with `model`: and those it was trained on did not), or
-        has constant features.
+        has constant features. Training diverged, and the best model until then is kept. A
+        checkpoint could not be written, or the newest was damaged and the one before it is used.
 
     Notes
     -----
     The method is UnitedNet's (Tang et al., Nature Communications 14:2546, 2023).
+
+    Ctrl-C ends training at the end of the step. The best model so far, of the last epoch or the one
+    with the lowest held-out loss, is calibrated and written as at the end of any fit. So it is if
+    losses or weights become infinite or NaN, if that model's loss is below the one that training
+    began with. Where the second training, on all cells, ends early, the first one's model is kept.
 
     Examples
     --------
@@ -157,6 +178,7 @@ def fit(
     check_mudata(mdata)
     keys = check_key_added(mdata, key_added)
     _check_choice(labels_key, n_groups, model, reset_head)
+    _check_checkpoints(checkpoint_dir, checkpoint_every, resume)
     seed = check_random_state(random_state)
     on = resolve_device(device)
     shape, settings = _presets.settings(preset, network, training)
@@ -168,8 +190,8 @@ def fit(
         info = _inherited(model, labels_key, n_groups, reset_head, *fixed)
     info = dataclasses.replace(info, training=settings, random_state=seed)
     data = open_dataset(mdata, info.modalities) if model is None else model.open(mdata)
-    info = _with_labels(mdata, data, info, labels_key or info.labels_key)
-    info = _with_batches(mdata, data, info, batch_key or info.batch_key, fixed=model is not None)
+    info = with_labels(mdata, data, info, labels_key or info.labels_key)
+    info = with_batches(mdata, data, info, batch_key or info.batch_key, fixed=model is not None)
     number = None if n_groups is None or n_groups == _AUTO else int(n_groups)
     if number is None and not info.groups and settings.start != "leiden":
         raise ValueError(
@@ -177,15 +199,32 @@ def fit(
             "number, or leave start at 'leiden'."
         )
     _check_size(data, len(info.groups) or number or 1)
-    if model is None:
-        trained, history = train_new(data, info, n_groups=number, device=on, progress=progress)
-    else:
+    if model is not None:
         model.network.to(on)
-        trained, history = train_on(
-            model, data, info, n_groups=number, reset_head=reset_head, progress=progress
-        )
-    result = _results.target_of(mdata, copy)
-    _results.write_fit(result, keys, trained, history)
+
+    def described() -> dict[str, Any]:
+        start = describe_start(model, reset_head)
+        return fingerprint_of(data, info, on, n_groups=number, **start)
+
+    with session(checkpoint_dir, checkpoint_every, described, resume=resume) as now:
+        if model is None:
+            fitted = train_new(
+                data, info, n_groups=number, device=on, progress=progress, session=now
+            )
+        else:
+            fitted = train_on(
+                model,
+                data,
+                info,
+                n_groups=number,
+                reset_head=reset_head,
+                progress=progress,
+                session=now,
+            )
+        result = _results.target_of(mdata, copy)
+        _results.write_fit(result, keys, fitted.model, fitted.history, fitted.ended)
+        if now.stop.requested and fitted.ended == "finished":
+            logger.warning("interrupted when training had finished: the model is kept.")
     return result if copy else None
 
 
@@ -220,8 +259,8 @@ def training_data(mdata: MuData, model: Model) -> tuple[Dataset, ModelInfo]:
     if info.labels_key is None:
         info = dataclasses.replace(info, groups=())
     data = open_dataset(mdata, info.modalities)
-    info = _with_labels(mdata, data, info, info.labels_key)
-    info = _with_batches(mdata, data, info, info.batch_key, fixed=True)
+    info = with_labels(mdata, data, info, info.labels_key)
+    info = with_batches(mdata, data, info, info.batch_key, fixed=True)
     _check_size(data, len(model.info.groups))
     return data, info
 
@@ -237,7 +276,7 @@ def train_again(
         n_groups=None if info.groups else len(model.info.groups),
         device=model.device,
         progress=progress,
-    )[0]
+    ).model
 
 
 def _check_choice(
@@ -258,6 +297,20 @@ def _check_choice(
     if reset_head and model is None:
         raise ValueError(
             "reset_head=True needs a model to start from; pass model=unitednet_mu.get.model(mdata)."
+        )
+
+
+def _check_checkpoints(directory: Any, every: Any, resume: Any) -> None:
+    if directory is not None and not isinstance(directory, str | os.PathLike):
+        raise TypeError(
+            f"checkpoint_dir: expected a path or None, found {type(directory).__name__}."
+        )
+    whole = isinstance(every, (int, np.integer)) and not isinstance(every, bool)
+    if not whole or every < 1:
+        raise ValueError(f"checkpoint_every: expected an integer >= 1, found {every!r}.")
+    if resume and directory is None:
+        raise ValueError(
+            "resume=True needs the folder with the checkpoints; pass it as checkpoint_dir."
         )
 
 
@@ -292,78 +345,6 @@ def _inherited(
             "n_groups: the model keeps its groups; pass reset_head=True to find groups anew."
         )
     return dataclasses.replace(info, labels_key=labels_key or info.labels_key)
-
-
-def _with_labels(
-    mdata: MuData, data: Dataset, info: ModelInfo, labels_key: str | None
-) -> ModelInfo:
-    """Read the labels into `data`; a model's own groups are kept."""
-    if labels_key is None:
-        return info
-    codes, names = _levels(mdata, data, labels_key, "labels_key")
-    if info.groups:
-        unknown = [name for name in names if name not in info.groups]
-        if unknown:
-            known = list(info.groups)
-            raise ValueError(
-                f"{unknown_name('labels_key: label', unknown[0], known)} Pass reset_head=True to "
-                "learn new labels."
-            )
-        codes = _positions(codes, names, info.groups)
-    else:
-        check_labels(codes, names, labels_key)
-        check_shared(codes, names, "labels_key", labels_key)
-    data.labels = codes
-    return dataclasses.replace(info, labels_key=labels_key, groups=info.groups or tuple(names))
-
-
-def _with_batches(
-    mdata: MuData, data: Dataset, info: ModelInfo, batch_key: str | None, *, fixed: bool
-) -> ModelInfo:
-    """Read the batches into `data`; batches that a model does not know count as unknown."""
-    if batch_key is None:
-        return info
-    if fixed and info.batch_key is None:
-        raise ValueError(
-            "batch_key: the model was trained without batches; leave it out, or fit anew."
-        )
-    codes, names = _levels(mdata, data, batch_key, "batch_key")
-    if not len(names):
-        raise ValueError(f"batch_key={batch_key!r}: expected batches, found every value missing.")
-    if not info.batches:
-        check_shared(codes, names, "batch_key", batch_key)
-    batches = info.batches or tuple(names)
-    data.batches = _positions(codes, names, batches)
-    return dataclasses.replace(info, batch_key=batch_key, batches=batches)
-
-
-def read_batches(query: MuData, data: Dataset, info: ModelInfo) -> None:
-    """Read the batches of a query into `data`; those that the model does not know are unknown.
-
-    So are all of them where the query has no such column.
-    """
-    if info.batch_key is None:
-        return
-    if not has_obs_column(query, info.batch_key):
-        logger.info("query: no column %r; all of its batches are unknown.", info.batch_key)
-        return
-    codes, names = _levels(query, data, info.batch_key, "batch_key")
-    data.batches = _positions(codes, names, info.batches)
-
-
-def _positions(codes: np.ndarray, names: np.ndarray, known: Sequence[str]) -> np.ndarray:
-    """Turn codes into `names` into positions among `known`, -1 where missing or not among them."""
-    position = {name: index for index, name in enumerate(known)}
-    positions = np.array([*(position.get(name, -1) for name in names), -1], dtype=np.int64)
-    return np.asarray(positions[codes])
-
-
-def _levels(mdata: MuData, data: Dataset, key: str, argument: str) -> tuple[np.ndarray, np.ndarray]:
-    """Code of each cell, -1 where missing, and the names in use among cells to train on."""
-    seen = np.flatnonzero(data.observed.any(1))
-    codes = np.full(len(data), -1, np.int64)
-    codes[seen], names = as_names(obs_column(mdata, key, argument).iloc[seen])
-    return codes, names
 
 
 def _check_size(data: Dataset, n_groups: int) -> None:

@@ -19,7 +19,7 @@ from .._model import Encoded, Model
 from .._novelty import Familiarity
 from .._validate import check_mudata, check_random_state
 from ._common import resolve_model
-from ._fit import _with_batches, _with_labels, read_batches
+from ._levels import read_batches, with_batches, with_labels
 
 
 def transfer_labels(
@@ -171,8 +171,8 @@ def transfer_labels(
     encoded, novelty = _encoded(found, labelled, data, seed)
     if adapt:
         info = dataclasses.replace(found.info, training=config, random_state=seed)
-        info = _with_labels(reference, labelled, info, info.labels_key)
-        info = _with_batches(reference, labelled, info, info.batch_key, fixed=True)
+        info = with_labels(reference, labelled, info, info.labels_key)
+        info = with_batches(reference, labelled, info, info.batch_key, fixed=True)
         read_batches(query, data, info)
         shift = float(np.nanmedian(novelty))
         found, history, verdict = adapt_model(

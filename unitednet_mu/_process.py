@@ -1,0 +1,60 @@
+"""Settings of the whole process that training needs: changed for a block, then given back."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+
+#: Fewer values (cells x features) than this in a mini-batch make a small step.
+_SMALL_STEP = 2**20
+#: torch has one generator and one number of threads for all threads of a process: who changes
+#: them takes turns, or two fits side by side would draw each other's random numbers.
+_TURN = threading.RLock()
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Seed torch for the block and give the caller's random state back; one thread at a time."""
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_available() else ()
+    with _TURN, torch.random.fork_rng(devices=list(devices)):
+        torch.manual_seed(seed)
+        yield
+
+
+@contextmanager
+def threads_for(values_per_step: int) -> Iterator[None]:
+    """Run small steps on one thread, and give the caller's number of threads back.
+
+    Waiting for a second thread costs a small step more than it saves, and far more where another
+    process uses the second core. One thread of the process at a time.
+    """
+    with _TURN:
+        before = torch.get_num_threads()
+        try:
+            if values_per_step < _SMALL_STEP:
+                torch.set_num_threads(1)
+            yield
+        finally:
+            torch.set_num_threads(before)
+
+
+def random_states(device: torch.device) -> dict[str, torch.Tensor]:
+    """State of torch's generators that training on `device` draws from."""
+    states = {"cpu": torch.random.get_rng_state()}
+    if device.type == "cuda":
+        states["device"] = torch.cuda.get_rng_state(device)
+    elif device.type == "mps":
+        states["device"] = torch.mps.get_rng_state()
+    return states
+
+
+def set_random_states(states: Mapping[str, torch.Tensor], device: torch.device) -> None:
+    """Go on drawing where :func:`random_states` was taken."""
+    torch.random.set_rng_state(states["cpu"])
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(states["device"], device)
+    elif device.type == "mps":
+        torch.mps.set_rng_state(states["device"])

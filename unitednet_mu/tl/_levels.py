@@ -1,0 +1,93 @@
+"""Labels and batches of cells, read from a MuData into what is trained on."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Sequence
+
+import numpy as np
+from mudata import MuData
+
+from .._data import Dataset
+from .._model import ModelInfo
+from .._validate import (
+    as_names,
+    check_labels,
+    check_shared,
+    has_obs_column,
+    obs_column,
+    unknown_name,
+)
+
+logger = logging.getLogger(__name__)
+
+
+def with_labels(mdata: MuData, data: Dataset, info: ModelInfo, labels_key: str | None) -> ModelInfo:
+    """Read the labels into `data`; a model's own groups are kept."""
+    if labels_key is None:
+        return info
+    codes, names = _levels(mdata, data, labels_key, "labels_key")
+    if info.groups:
+        unknown = [name for name in names if name not in info.groups]
+        if unknown:
+            known = list(info.groups)
+            raise ValueError(
+                f"{unknown_name('labels_key: label', unknown[0], known)} Pass reset_head=True to "
+                "learn new labels."
+            )
+        codes = _positions(codes, names, info.groups)
+    else:
+        check_labels(codes, names, labels_key)
+        check_shared(codes, names, "labels_key", labels_key)
+    data.labels = codes
+    return dataclasses.replace(info, labels_key=labels_key, groups=info.groups or tuple(names))
+
+
+def with_batches(
+    mdata: MuData, data: Dataset, info: ModelInfo, batch_key: str | None, *, fixed: bool
+) -> ModelInfo:
+    """Read the batches into `data`; batches that a model does not know count as unknown."""
+    if batch_key is None:
+        return info
+    if fixed and info.batch_key is None:
+        raise ValueError(
+            "batch_key: the model was trained without batches; leave it out, or fit anew."
+        )
+    codes, names = _levels(mdata, data, batch_key, "batch_key")
+    if not len(names):
+        raise ValueError(f"batch_key={batch_key!r}: expected batches, found every value missing.")
+    if not info.batches:
+        check_shared(codes, names, "batch_key", batch_key)
+    batches = info.batches or tuple(names)
+    data.batches = _positions(codes, names, batches)
+    return dataclasses.replace(info, batch_key=batch_key, batches=batches)
+
+
+def read_batches(query: MuData, data: Dataset, info: ModelInfo) -> None:
+    """Read the batches of a query into `data`; those that the model does not know are unknown.
+
+    So are all of them where the query has no such column.
+    """
+    if info.batch_key is None:
+        return
+    if not has_obs_column(query, info.batch_key):
+        logger.info("query: no column %r; all of its batches are unknown.", info.batch_key)
+        return
+    codes, names = _levels(query, data, info.batch_key, "batch_key")
+    data.batches = _positions(codes, names, info.batches)
+
+
+def _positions(codes: np.ndarray, names: np.ndarray, known: Sequence[str]) -> np.ndarray:
+    """Turn codes into `names` into positions among `known`, -1 where missing or not among them."""
+    position = {name: index for index, name in enumerate(known)}
+    positions = np.array([*(position.get(name, -1) for name in names), -1], dtype=np.int64)
+    return np.asarray(positions[codes])
+
+
+def _levels(mdata: MuData, data: Dataset, key: str, argument: str) -> tuple[np.ndarray, np.ndarray]:
+    """Code of each cell, -1 where missing, and the names in use among cells to train on."""
+    seen = np.flatnonzero(data.observed.any(1))
+    codes = np.full(len(data), -1, np.int64)
+    codes[seen], names = as_names(obs_column(mdata, key, argument).iloc[seen])
+    return codes, names
