@@ -106,7 +106,7 @@ def test_ctrl_c_keeps_the_best_model_so_far(
     assert ended(paired) == "interrupted"
     assert ended(whole) == "finished"
     for name, value in state(paired).items():
-        if name != "temperature":
+        if name != "temperature" and not name.startswith("direct."):  # set when training is over
             assert torch.equal(value, phases[0].best_state[name])
     if fraction:
         assert phases[0].best_epoch == int(history["val_total"].argmin())

@@ -238,7 +238,7 @@ def describe_start(model: Model | None, reset_head: bool) -> dict[str, Any]:
 def _add_direct_paths(trainer: Trainer, data: Dataset, before: Model | None) -> None:
     """Solve for the maps beside the code; a network trained on keeps their penalties."""
     network = trainer.network
-    if not network.config.direct_path:
+    if not network.config.direct_path or not trainer.config.weight("translation"):
         return
     if before is not None:
         penalties = penalties_of(network)
