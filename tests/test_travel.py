@@ -431,11 +431,11 @@ DAMAGES: dict[str, tuple[Callable[[dict[str, Any]], dict[str, Any]], str]] = {
     ),
     "a list of temperatures": (
         lambda s: retensored(s, lambda t: t.update({"network.temperature": torch.ones(3)})),
-        r"size mismatch for temperature: expected float \(\), found float \(3,\)",
+        r"size mismatch for .temperature.: expected float \(\), found float \(3,\)",
     ),
     "no temperatures": (
         lambda s: retensored(s, lambda t: t.update({"network.temperature": torch.ones(0)})),
-        r"size mismatch for temperature: expected float \(\), found float \(0,\)",
+        r"size mismatch for .temperature.: expected float \(\), found float \(0,\)",
     ),
     "a temperature of 0": (
         lambda s: retensored(s, lambda t: t["network.temperature"].zero_()),
