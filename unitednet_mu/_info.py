@@ -78,8 +78,8 @@ class ModelInfo:
                 f"model: the stored settings cannot be read ({one_line(error)})."
             ) from error
         raise ValueError(
-            f"model: format version {reprlib.repr(version)} is not known; this package reads {FORMAT_VERSION}. "
-            "Update unitednet_mu."
+            f"model: format version {reprlib.repr(version)} is not known; this package reads "
+            f"{FORMAT_VERSION}. Update unitednet_mu."
         )
 
     def predictions(self) -> Iterator[tuple[list[str], str]]:

@@ -20,7 +20,7 @@ def one_line(error: BaseException) -> str:
 
 
 def different_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Dictionary of a JSON object's pairs (an ``object_pairs_hook``).
+    """Make a dictionary of a JSON object's pairs (an ``object_pairs_hook``).
 
     Raises
     ------

@@ -94,15 +94,17 @@ def _fill(network: UnitedNetwork, state: Mapping[str, Tensor]) -> None:
                 "model: the stored weights do not fit the stored settings (size mismatch for "
                 f"{reprlib.repr(name)}: expected {forms[0]}, found {forms[1]})."
             )
-    for name, value in state.items():
+    # copies: what was read may be mapped from a file that is written again
+    own = {name: value.to(expected[name].dtype, copy=True) for name, value in state.items()}
+    for name, value in own.items():
         if not bool(torch.isfinite(value).all()):
             raise ValueError(
                 f"model: expected finite weights, found NaN or infinite values in {name!r}."
             )
         if name.endswith(("temperature", ".scale")) and not bool((value > 0).all()):
             raise ValueError(f"model: expected values above 0, found others in {name!r}.")
-    # copies: what was read may be mapped from a file that is written again
-    own = {name: value.to(expected[name].dtype, copy=True) for name, value in state.items()}
+        if name.endswith("running_var") and not bool((value >= 0).all()):
+            raise ValueError(f"model: expected variances, found values below 0 in {name!r}.")
     network.load_state_dict(own, assign=True)
 
 
@@ -122,7 +124,7 @@ def _check_accuracy(accuracy: Mapping[str, Tensor], info: ModelInfo) -> None:
     for name, value in accuracy.items():
         if name not in shapes:
             raise ValueError(
-                f"model: accuracy of {name!r}: expected a prediction between the modalities, "
+                f"model: accuracy of {reprlib.repr(name)}: expected a prediction between the modalities, "
                 f"{reprlib.repr(list(shapes))}."
             )
         if tuple(value.shape) != shapes[name]:

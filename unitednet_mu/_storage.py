@@ -18,7 +18,7 @@ from ._plain import one_line
 _METADATA_KEY = "unitednet_mu"
 _CHECKSUM_KEY = "sha256"
 #: What safetensors raises where bytes are not what they say.
-_UNREADABLE = (safetensors.SafetensorError, KeyError, OverflowError, RuntimeError, TypeError)
+_UNREADABLE = (safetensors.SafetensorError,)
 
 
 def to_entries(tensors: dict[str, Tensor], text: str) -> dict[str, Any]:

@@ -136,7 +136,9 @@ def hostile(victim: Victim, marker: Path) -> st.SearchStrategy[Hostile]:
     def file(draw: st.DrawFn) -> Hostile:
         kind = draw(st.sampled_from(["bytes", "header", "tensors", "settings"]))
         if kind in ("bytes", "header"):
-            change = _bytes(draw, victim.file, harm) if kind == "bytes" else _header(draw, victim.file)
+            change = (
+                _bytes(draw, victim.file, harm) if kind == "bytes" else _header(draw, victim.file)
+            )
             return Hostile(f"file: {kind}", change)
         data = _tensors(draw, weights) if kind == "tensors" else weights
         words = _settings(draw, text) if kind == "settings" else text
@@ -179,7 +181,9 @@ def _header(draw: st.DrawFn, data: bytes) -> bytes:
     names = sorted(name for name in header if name != "__metadata__")
     name = draw(st.sampled_from(names))
     number = st.one_of(st.sampled_from(_HUGE), st.integers(-5, 300))
-    what = draw(st.sampled_from(["dtype", "shape", "offsets", "name", "metadata", "missing", "any"]))
+    what = draw(
+        st.sampled_from(["dtype", "shape", "offsets", "name", "metadata", "missing", "any"])
+    )
     if what == "dtype":
         header[name]["dtype"] = draw(st.sampled_from(_DTYPES))
     elif what == "shape":
@@ -428,9 +432,7 @@ def small_model() -> Model:
     return un.get.model(mdata)
 
 
-def hostile_models(
-    n: int, number: int = 0
-) -> tuple[Mapping[str, int], dict[str, str]]:
+def hostile_models(n: int, number: int = 0) -> tuple[Mapping[str, int], dict[str, str]]:
     """Read `n` hostile models; return how many were refused and read, and problems by kind."""
     problems: dict[str, str] = {}
     with tempfile.TemporaryDirectory() as name:
