@@ -27,7 +27,7 @@ def reader(tmp_path: Path) -> _hostile.Reader:
 def test_harm_would_be_noticed(reader: _hostile.Reader, monkeypatch: pytest.MonkeyPatch) -> None:
     """The checks see code that runs, memory that is taken, other errors and long messages."""
     harm = _hostile.Hostile("pickle", _hostile.payloads(reader.marker)[0])
-    monkeypatch.setattr(reader, "_read", lambda stored: _hostile.pickle.loads(stored))
+    monkeypatch.setattr(reader, "_read", lambda stored: _hostile.pickle.loads(stored).close())
     assert reader.problem(harm) == "code was run"
     reader.marker.unlink()
     monkeypatch.setattr(reader, "_read", lambda stored: bytearray(2**31))

@@ -124,8 +124,8 @@ def _check_accuracy(accuracy: Mapping[str, Tensor], info: ModelInfo) -> None:
     for name, value in accuracy.items():
         if name not in shapes:
             raise ValueError(
-                f"model: accuracy of {reprlib.repr(name)}: expected a prediction between the modalities, "
-                f"{reprlib.repr(list(shapes))}."
+                f"model: accuracy of {reprlib.repr(name)}: expected a prediction between the "
+                f"modalities, {reprlib.repr(list(shapes))}."
             )
         if tuple(value.shape) != shapes[name]:
             raise ValueError(

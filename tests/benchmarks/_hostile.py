@@ -1,7 +1,7 @@
 """Stored models as a stranger, or a broken disk, may hand them over; none may do harm.
 
-Hypothesis draws what is changed: bytes, the header of safetensors, tensors, settings, or the entries
-themselves, with checksums that fit in part of the draws. Each must be refused with a ValueError of
+Hypothesis draws what is changed: bytes, the header of safetensors, tensors, settings, or the
+entries themselves, with checksums that fit in part of the draws. Each must be refused with a ValueError of
 one line, or be a model whose weights are finite; nothing but the file may be touched.
 """
 
@@ -413,6 +413,8 @@ def _unreadable(message: str) -> str:
 
 def _unfit(model: Model) -> str:
     """Say what is wrong with a model that was read."""
+    if not isinstance(model, Model):
+        return f"no model, but {type(model).__name__}"
     for name, value in model.network.state_dict().items():
         if not bool(torch.isfinite(value).all()):
             return f"weights that are not finite, in {name}"
