@@ -77,7 +77,10 @@ def _integrated(mdata: MuData) -> str:
     rows = other.obs_names.get_indexer(mdata.obs_names)
     same = np.allclose(other.obsm["X_again"][rows], found, atol=1e-4, rtol=1e-4)
     shares = un.get.probabilities(mdata)
-    if not np.allclose(shares.sum(axis=1), 1, atol=1e-4) or not (shares.index == mdata.obs_names).all():
+    if (
+        not np.allclose(shares.sum(axis=1), 1, atol=1e-4)
+        or not (shares.index == mdata.obs_names).all()
+    ):
         return "probabilities that do not add up, or of other cells"
     return "" if same else "results follow positions, not names"
 
