@@ -114,6 +114,30 @@ def _explained(mdata: MuData) -> str:
     return "" if set(table["feature"]) <= wanted and len(table) else "relevance of other features"
 
 
+def prepared(mdata: MuData) -> str:
+    """Prepare each modality as each kind: finite values of the same cells, or an error."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for kind in ("continuous", "rna", "protein", "atac"):
+            try:
+                found = un.pp.prepare(
+                    _copied(mdata), kinds=dict.fromkeys(mdata.mod, kind), copy=True
+                )
+            except (ValueError, TypeError) as error:
+                if not any(f"{name!r}" in str(error) for name in mdata.mod):
+                    return f"{kind}: a message that names no modality: {error}"[:300]
+                continue
+            except Exception as error:
+                return f"{kind}: {type(error).__name__}: {error}"[:300]
+            for name, adata in found.mod.items():
+                if not adata.obs_names.equals(mdata.mod[name].obs_names):
+                    return f"{kind}: cells of {name!r} differ"
+                x = adata.X.toarray() if hasattr(adata.X, "toarray") else adata.X
+                if not np.isfinite(x).all():
+                    return f"{kind}: values of {name!r} are not finite"
+    return ""
+
+
 def any_inputs(n: int, number: int = 0) -> tuple[Mapping[str, int], dict[str, str]]:
     """Run `n` drawn MuData; return how many worked and were refused, and problems by kind."""
     tally: Counter[str] = Counter()
@@ -131,6 +155,8 @@ def any_inputs(n: int, number: int = 0) -> tuple[Mapping[str, int], dict[str, st
     def run(mdata: MuData) -> None:
         what, wrong = outcome(mdata)
         tally[what] += 1
+        if not wrong and (unprepared := prepared(mdata)):
+            wrong = f"prepare: {unprepared}"
         if wrong:
             problems.setdefault(wrong, repr(mdata))
 

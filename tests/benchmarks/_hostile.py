@@ -1,8 +1,8 @@
 """Stored models as a stranger, or a broken disk, may hand them over; none may do harm.
 
 Hypothesis draws what is changed: bytes, the header of safetensors, tensors, settings, or the
-entries themselves, with checksums that fit in part of the draws. Each must be refused with a ValueError of
-one line, or be a model whose weights are finite; nothing but the file may be touched.
+entries themselves, with checksums that fit in part of the draws. Each must be refused with a
+ValueError of one line, or be a model whose weights are finite; nothing but the file may be touched.
 """
 
 from __future__ import annotations
