@@ -121,7 +121,7 @@ def test_groups_and_prediction(
     ours = table["method"].str.startswith("unitednet_mu")
     alone = table["metric"] == "in 90 % intervals"
     against = ["best_peer", "difference", "low", "high", "verdict"]
-    assert table.loc[ours & ~alone, against].notna().all(None)
+    assert table.loc[ours & ~alone, against].notna().all(axis=None)
     assert alone.sum() == 2 and table.loc[alone, "median"].between(0.75, 1).all()
     assert table.loc[~ours, "best_peer"].isna().all()
 

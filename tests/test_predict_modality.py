@@ -181,7 +181,7 @@ def test_expected_accuracy_is_found_in_blocks(
 def test_expected_accuracy_is_unknown_with_few_cells(fitted: MuData) -> None:
     """Twelve cells were held out: too few to say anything."""
     un.tl.predict_modality(fitted, source="rna", target="adt")
-    assert fitted.mod["adt_from_rna"].var[list(ACCURACY)].isna().all(None)
+    assert fitted.mod["adt_from_rna"].var[list(ACCURACY)].isna().all(axis=None)
 
 
 def test_interval_holds_nine_of_ten_new_measurements() -> None:

@@ -296,7 +296,13 @@ def sealed(weights: bytes) -> dict[str, Any]:
 def reconfigured(stored: dict[str, Any], change: Callable[[dict[str, Any]], Any]) -> dict[str, Any]:
     config = json.loads(stored["config"])
     change(config)
-    return {"config": json.dumps(config)}
+    return resealed(stored, json.dumps(config))
+
+
+def resealed(stored: dict[str, Any], text: str) -> dict[str, Any]:
+    """Settings with a checksum that fits them."""
+    data = stored["weights"].tobytes() + text.encode()
+    return {"config": text, "sha256": hashlib.sha256(data).hexdigest()}
 
 
 def retensored(
@@ -315,6 +321,22 @@ def _flip(weights: np.ndarray) -> np.ndarray:
 
 DAMAGES: dict[str, tuple[Callable[[dict[str, Any]], dict[str, Any]], str]] = {
     "one bit": (lambda s: {"weights": _flip(s["weights"])}, "checksum differs"),
+    "one letter of the settings": (
+        lambda s: {"config": s["config"].replace("rna_1", "rna_l", 1)},
+        "checksum differs",
+    ),
+    "a setting twice": (
+        lambda s: resealed(s, s["config"][:-1] + ', "random_state": 1}'),
+        "expected each setting once, found 'random_state' twice",
+    ),
+    "a variance below 0": (
+        lambda s: retensored(s, lambda t: t["network.encoders.0.deep.0.running_var"].fill_(-1)),
+        "expected variances, found values below 0",
+    ),
+    "more layers than tensors": (
+        lambda s: reconfigured(s, lambda c: c["network"].update(n_hidden=[1] * 100_000)),
+        "do not fit the stored settings .*at least 200002 layers",
+    ),
     "truncated": (lambda s: {"weights": s["weights"][:-7]}, "checksum differs"),
     "wrong checksum": (lambda s: {"sha256": "0" * 64}, "checksum differs"),
     "truncated and sealed": (lambda s: sealed(s["weights"][:-8].tobytes()), "cannot be read"),
@@ -340,8 +362,8 @@ DAMAGES: dict[str, tuple[Callable[[dict[str, Any]], dict[str, Any]], str]] = {
         lambda s: retensored(s, lambda t: t["network.standardisers.0.scale"].fill_(torch.inf)),
         "finite weights, found NaN or infinite values in 'standardisers.0.scale'",
     ),
-    "half a text": (lambda s: {"config": s["config"][:60]}, "settings cannot be read"),
-    "no mapping": (lambda s: {"config": "[]"}, "settings cannot be read"),
+    "half a text": (lambda s: resealed(s, s["config"][:60]), "settings cannot be read"),
+    "no mapping": (lambda s: resealed(s, "[]"), "settings cannot be read"),
     "an unknown setting": (
         lambda s: reconfigured(s, lambda c: c["network"].update(depth=3)),
         "unknown setting 'depth'",
@@ -420,7 +442,7 @@ DAMAGES: dict[str, tuple[Callable[[dict[str, Any]], dict[str, Any]], str]] = {
         lambda s: reconfigured(s, lambda c: c.update(network="large")),
         "network: expected a mapping, found 'large'",
     ),
-    "deep nesting": (lambda s: {"config": "[" * 100_000}, "settings cannot be read"),
+    "deep nesting": (lambda s: resealed(s, "[" * 100_000), "settings cannot be read"),
     "absurd widths": (
         lambda s: reconfigured(s, lambda c: c["network"].update(n_hidden=[10**9])),
         "do not fit the stored settings .*size mismatch",
@@ -431,11 +453,11 @@ DAMAGES: dict[str, tuple[Callable[[dict[str, Any]], dict[str, Any]], str]] = {
     ),
     "a list of temperatures": (
         lambda s: retensored(s, lambda t: t.update({"network.temperature": torch.ones(3)})),
-        r"size mismatch for temperature: expected float \(\), found float \(3,\)",
+        r"size mismatch for .temperature.: expected float \(\), found float \(3,\)",
     ),
     "no temperatures": (
         lambda s: retensored(s, lambda t: t.update({"network.temperature": torch.ones(0)})),
-        r"size mismatch for temperature: expected float \(\), found float \(0,\)",
+        r"size mismatch for .temperature.: expected float \(\), found float \(0,\)",
     ),
     "a temperature of 0": (
         lambda s: retensored(s, lambda t: t["network.temperature"].zero_()),
@@ -445,7 +467,7 @@ DAMAGES: dict[str, tuple[Callable[[dict[str, Any]], dict[str, Any]], str]] = {
         lambda s: retensored(
             s, lambda t: t.update({"network.fusion.logits": torch.zeros(2, 1, dtype=torch.int64)})
         ),
-        "fusion.logits: expected float .*found int64",
+        "fusion.logits.: expected float .*found int64",
     ),
     "accuracy of another shape": (
         lambda s: retensored(s, lambda t: t.update({"accuracy.adt_from_rna": torch.ones(7)})),

@@ -11,7 +11,7 @@ from typing import Self
 
 from ._config import NetworkConfig, TrainingConfig
 from ._matrix import ModalitySpec
-from ._plain import from_plain
+from ._plain import different_keys, from_plain, one_line
 from ._validate import check_random_state
 
 FORMAT_VERSION = 1
@@ -67,17 +67,19 @@ class ModelInfo:
             the wrong type or at odds with each other.
         """
         try:
-            plain = json.loads(text)
+            plain = json.loads(text, object_pairs_hook=different_keys)
             version = plain.pop("format", None) if isinstance(plain, dict) else FORMAT_VERSION
             if version == FORMAT_VERSION:
                 info: Self = from_plain(plain, cls, "settings")
                 info._check()
                 return info
         except (ValueError, RecursionError) as error:
-            raise ValueError(f"model: the stored settings cannot be read ({error}).") from error
+            raise ValueError(
+                f"model: the stored settings cannot be read ({one_line(error)})."
+            ) from error
         raise ValueError(
-            f"model: format version {version!r} is not known; this package reads {FORMAT_VERSION}. "
-            "Update unitednet_mu."
+            f"model: format version {reprlib.repr(version)} is not known; this package reads "
+            f"{FORMAT_VERSION}. Update unitednet_mu."
         )
 
     def predictions(self) -> Iterator[tuple[list[str], str]]:

@@ -9,6 +9,31 @@ from contextlib import suppress
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
+#: Characters of another package's message that are repeated.
+_LONGEST = 200
+
+
+def one_line(error: BaseException) -> str:
+    """First line of an error's message, of at most 200 characters."""
+    lines = str(error).splitlines() or [type(error).__name__]
+    return lines[0] if len(lines[0]) <= _LONGEST else lines[0][:_LONGEST] + " ..."
+
+
+def different_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Make a dictionary of a JSON object's pairs (an ``object_pairs_hook``).
+
+    Raises
+    ------
+    ValueError
+        A key stands there twice.
+    """
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            raise ValueError(f"expected each setting once, found {reprlib.repr(key)} twice")
+        found[key] = value
+    return found
+
 
 def from_plain(value: Any, kind: Any, where: str) -> Any:
     """Turn a plain value into the type `kind`.
@@ -34,7 +59,10 @@ def from_plain(value: Any, kind: Any, where: str) -> Any:
     if origin is tuple and isinstance(value, list):
         return tuple(from_plain(item, of[0], f"{where}[{i}]") for i, item in enumerate(value))
     if origin is Mapping and isinstance(value, dict):
-        return {key: from_plain(item, of[1], f"{where}[{key!r}]") for key, item in value.items()}
+        return {
+            key: from_plain(item, of[1], f"{where}[{reprlib.repr(key)}]")
+            for key, item in value.items()
+        }
     if origin in (Union, UnionType):
         for one in of:
             with suppress(ValueError):
@@ -51,7 +79,9 @@ def _dataclass(value: dict[str, Any], kind: Any, where: str) -> Any:
     fields = {field.name: field for field in dataclasses.fields(kind)}
     for name in value:
         if name not in fields:
-            raise ValueError(f"{where}: unknown setting {name!r}; settings are {list(fields)}")
+            raise ValueError(
+                f"{where}: unknown setting {reprlib.repr(name)}; settings are {list(fields)}"
+            )
     for name, field in fields.items():
         optional = field.default is not dataclasses.MISSING or (
             field.default_factory is not dataclasses.MISSING

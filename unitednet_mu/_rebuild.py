@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import reprlib
 from collections.abc import Mapping
 
@@ -12,6 +13,7 @@ from torch import Tensor
 from ._info import ModelInfo
 from ._keys import DEFAULT_STEM, Keys
 from ._network import ModalityShape, UnitedNetwork, may_have_direct_path
+from ._plain import one_line
 
 
 def rebuild(
@@ -32,7 +34,9 @@ def rebuild(
         Settings or tensors are not those of a trained model, or do not fit each other.
     """
     info = ModelInfo.from_json(text)
-    network, state = _outline(info), _part(tensors, "network.")
+    state = _part(tensors, "network.")
+    _check_depth(info, state)
+    network = _outline(info)
     _add_direct_paths(network, state)
     _fill(network, state)
     accuracy = _part(tensors, "accuracy.")
@@ -46,6 +50,16 @@ def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
 
 
+def _check_depth(info: ModelInfo, state: Mapping[str, Tensor]) -> None:
+    """Refuse more layers than there are tensors: even without weights, each takes memory."""
+    n_layers = len(info.modalities) * (len(info.network.n_hidden) + 1)
+    if n_layers > len(state):
+        raise ValueError(
+            "model: the stored weights do not fit the stored settings (expected tensors for at "
+            f"least {n_layers} layers, found {len(state)})."
+        )
+
+
 def _outline(info: ModelInfo) -> UnitedNetwork:
     """Build the network that the settings describe, without memory for its weights."""
     shapes = [ModalityShape(len(spec.features), spec.likelihood) for spec in info.modalities]
@@ -54,20 +68,20 @@ def _outline(info: ModelInfo) -> UnitedNetwork:
             return UnitedNetwork(shapes, len(info.groups), len(info.batches), info.network)
     except (RuntimeError, TypeError, OverflowError) as error:
         raise ValueError(
-            "model: no network can be built from the stored settings "
-            f"({str(error).splitlines()[0][:200]})."
+            f"model: no network can be built from the stored settings ({one_line(error)})."
         ) from error
 
 
 def _add_direct_paths(network: UnitedNetwork, state: Mapping[str, Tensor]) -> None:
     """Make room for the direct paths that are stored, between modalities that can have one."""
-    for source, one in enumerate(network.shapes):
-        for target, other in enumerate(network.shapes):
-            if f"direct.{source}_{target}.weight" not in state:
-                continue
-            if source != target and may_have_direct_path(one, other):
-                with torch.device("meta"):
-                    network.add_direct_path(source, target)
+    for name in state:
+        found = re.fullmatch(r"direct\.(\d{1,4})_(\d{1,4})\.weight", name, re.ASCII)
+        source, target = map(int, found.groups()) if found else (0, 0)
+        if source == target or max(source, target) >= len(network.shapes):
+            continue  # if it is another name, it fits nothing, and `_fill` says so
+        if may_have_direct_path(network.shapes[source], network.shapes[target]):
+            with torch.device("meta"):
+                network.add_direct_path(source, target)
 
 
 def _fill(network: UnitedNetwork, state: Mapping[str, Tensor]) -> None:
@@ -78,17 +92,19 @@ def _fill(network: UnitedNetwork, state: Mapping[str, Tensor]) -> None:
         if forms[0] != forms[1]:
             raise ValueError(
                 "model: the stored weights do not fit the stored settings (size mismatch for "
-                f"{name}: expected {forms[0]}, found {forms[1]})."
+                f"{reprlib.repr(name)}: expected {forms[0]}, found {forms[1]})."
             )
-    for name, value in state.items():
+    # copies: what was read may be mapped from a file that is written again
+    own = {name: value.to(expected[name].dtype, copy=True) for name, value in state.items()}
+    for name, value in own.items():
         if not bool(torch.isfinite(value).all()):
             raise ValueError(
                 f"model: expected finite weights, found NaN or infinite values in {name!r}."
             )
         if name.endswith(("temperature", ".scale")) and not bool((value > 0).all()):
             raise ValueError(f"model: expected values above 0, found others in {name!r}.")
-    # copies: what was read may be mapped from a file that is written again
-    own = {name: value.to(expected[name].dtype, copy=True) for name, value in state.items()}
+        if name.endswith("running_var") and not bool((value >= 0).all()):
+            raise ValueError(f"model: expected variances, found values below 0 in {name!r}.")
     network.load_state_dict(own, assign=True)
 
 
@@ -108,8 +124,8 @@ def _check_accuracy(accuracy: Mapping[str, Tensor], info: ModelInfo) -> None:
     for name, value in accuracy.items():
         if name not in shapes:
             raise ValueError(
-                f"model: accuracy of {name!r}: expected a prediction between the modalities, "
-                f"{reprlib.repr(list(shapes))}."
+                f"model: accuracy of {reprlib.repr(name)}: expected a prediction between the "
+                f"modalities, {reprlib.repr(list(shapes))}."
             )
         if tuple(value.shape) != shapes[name]:
             raise ValueError(

@@ -10,10 +10,15 @@ from typing import Any
 import numpy as np
 import safetensors
 import safetensors.torch
+import torch
 from torch import Tensor
+
+from ._plain import one_line
 
 _METADATA_KEY = "unitednet_mu"
 _CHECKSUM_KEY = "sha256"
+#: What safetensors raises where bytes are not what they say.
+_UNREADABLE = (safetensors.SafetensorError,)
 
 
 def to_entries(tensors: dict[str, Tensor], text: str) -> dict[str, Any]:
@@ -22,7 +27,7 @@ def to_entries(tensors: dict[str, Tensor], text: str) -> dict[str, Any]:
     return {
         "weights": np.frombuffer(weights, np.uint8).copy(),
         "config": text,
-        "sha256": hashlib.sha256(weights).hexdigest(),
+        "sha256": _digest(weights, text),
     }
 
 
@@ -34,6 +39,8 @@ def from_entries(stored: Mapping[str, Any]) -> tuple[dict[str, Tensor], str]:
     ValueError
         Parts are missing or damaged.
     """
+    if not isinstance(stored, Mapping):
+        raise ValueError(f"model: expected a mapping, found {type(stored).__name__}.")
     missing = [name for name in ("weights", "config", "sha256") if name not in stored]
     if missing:
         raise ValueError(
@@ -42,15 +49,16 @@ def from_entries(stored: Mapping[str, Any]) -> tuple[dict[str, Tensor], str]:
     weights = np.asarray(stored["weights"])
     if weights.dtype != np.uint8:
         raise ValueError(f"model: expected weights of dtype uint8, found {weights.dtype}.")
-    data = weights.tobytes()
-    if hashlib.sha256(data).hexdigest() != str(stored["sha256"]):
-        raise ValueError(
-            "model: the stored weights are damaged (their checksum differs). Fit again."
-        )
+    data, text = weights.tobytes(), str(stored["config"])
+    # earlier releases sealed the weights alone
+    if str(stored["sha256"]) not in (_digest(data, text), _digest(data, "")):
+        raise ValueError("model: the stored model is damaged (its checksum differs). Fit again.")
     try:
-        return safetensors.torch.load(data), str(stored["config"])
-    except safetensors.SafetensorError as error:
-        raise ValueError(f"model: the stored weights cannot be read ({error}).") from error
+        return safetensors.torch.load(data), text
+    except _UNREADABLE as error:
+        raise ValueError(
+            f"model: the stored weights cannot be read ({one_line(error)})."
+        ) from error
 
 
 def to_file(path: str | Path, tensors: dict[str, Tensor], text: str) -> None:
@@ -84,8 +92,8 @@ def from_file(path: str | Path) -> tuple[dict[str, Tensor], str]:
         with safetensors.safe_open(str(path), "pt") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}
-    except safetensors.SafetensorError as error:
-        raise ValueError(f"{path}: not a safetensors file ({error}).") from error
+    except _UNREADABLE as error:
+        raise ValueError(f"{path}: not a safetensors file ({one_line(error)}).") from error
     text = metadata.get(_METADATA_KEY)
     if text is None:
         raise ValueError(
@@ -96,8 +104,14 @@ def from_file(path: str | Path) -> tuple[dict[str, Tensor], str]:
     return tensors, text
 
 
+def _digest(weights: bytes, text: str) -> str:
+    return hashlib.sha256(weights + text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
 def _checksum(tensors: Mapping[str, Tensor], text: str) -> str:
     digest = hashlib.sha256(text.encode())
     for name in sorted(tensors):
-        digest.update(name.encode() + tensors[name].numpy().tobytes())
+        # as bytes: numpy lacks some kinds of numbers that a file may hold
+        values = tensors[name].contiguous().reshape(-1).view(torch.uint8)
+        digest.update(name.encode() + values.numpy().tobytes())
     return digest.hexdigest()
