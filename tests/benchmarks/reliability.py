@@ -1,7 +1,7 @@
-"""Figures of reliability: killed fits, damaged checkpoints, errors at any step.
+"""Figures of reliability: killed fits, damage, errors at any step, hostile files, odd inputs.
 
-python tests/benchmarks/reliability.py [--parts kills damage faults] [--kills 24] [--flips 2000]
-[--faults 60] [--seed 0]
+python tests/benchmarks/reliability.py [--parts kills damage faults hostile inputs] [--kills 24]
+[--flips 2000] [--faults 60] [--hostile 10000] [--inputs 300] [--seed 0]
 
 ``kills``: fits are killed with SIGKILL at random moments and continued from their checkpoints; one
 has survived if weights and history equal, bit for bit, those of the same fit never killed.
@@ -9,7 +9,10 @@ has survived if weights and history equal, bit for bit, those of the same fit ne
 refused. ``faults``: a RuntimeError or KeyboardInterrupt is raised at steps of the five functions,
 drawn from the first and last time that each line of this package and each function of mudata and
 anndata is reached, half of them where results are written; the object, and a view and its parent,
-must be as before or complete, and random generators, threads and signals as before.
+must be as before or complete, and random generators, threads and signals as before. ``hostile``:
+stored models that are damaged or made to do harm are refused in one line, or read as sound models,
+without code run or memory taken. ``inputs``: MuData of every shape go through the five functions,
+and either give finite results that follow cells by name or are refused.
 """
 
 from __future__ import annotations
@@ -17,12 +20,14 @@ from __future__ import annotations
 import argparse
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from _faults import CALLS, ERRORS, Faults, Point
+from _fuzz import any_inputs
+from _hostile import hostile_models
 from _kills import CASES, killed_at_random, start
 
 from unitednet_mu import _storage
@@ -122,9 +127,30 @@ def sample(points: Sequence[Point], n: int, rng: np.random.Generator) -> list[Po
     return [chosen[int(k)] for k in rng.permutation(len(chosen))]
 
 
+def hostile(chosen: argparse.Namespace, rng: np.random.Generator) -> Iterator[tuple[str, int, int]]:
+    """Hostile models that do no harm, of all."""
+    yield _drawn("hostile models", *hostile_models(chosen.hostile, int(rng.integers(2**31))))
+
+
+def inputs(chosen: argparse.Namespace, rng: np.random.Generator) -> Iterator[tuple[str, int, int]]:
+    """Inputs that work or are refused, of all."""
+    yield _drawn("inputs", *any_inputs(chosen.inputs, int(rng.integers(2**31))))
+
+
+def _drawn(
+    what: str, tally: Mapping[str, int], problems: Mapping[str, str]
+) -> tuple[str, int, int]:
+    """One row, with the outcomes in its name; problems, each kind once, are printed."""
+    for problem, example in problems.items():
+        print(f"{problem}\n  {example}", flush=True)
+    counts = ", ".join(f"{n} {outcome}" for outcome, n in sorted(tally.items()))
+    tried = sum(tally.values())
+    return f"{what} ({counts})", tried - len(problems), tried
+
+
 PARTS: dict[
     str, Callable[[argparse.Namespace, np.random.Generator], Iterator[tuple[str, int, int]]]
-] = {"kills": kills, "damage": damage, "faults": faults}
+] = {"kills": kills, "damage": damage, "faults": faults, "hostile": hostile, "inputs": inputs}
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -133,6 +159,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--kills", type=int, default=24)
     parser.add_argument("--flips", type=int, default=2000)
     parser.add_argument("--faults", type=int, default=60, help="of each function")
+    parser.add_argument("--hostile", type=int, default=10_000)
+    parser.add_argument("--inputs", type=int, default=300)
     parser.add_argument("--seed", type=int, default=0)
     return parser
 
