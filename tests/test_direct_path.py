@@ -266,3 +266,13 @@ def test_training_on_keeps_the_penalty(carried: MuData, narrow: dict[str, Any]) 
     kept = un.get.model(alone).network.direct_path(0, 1)
     assert kept is not None
     torch.testing.assert_close(kept.weight, one.weight)
+
+
+def test_of_many_cells_some_serve(carried: MuData, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = un.get.model(carried)
+    data, some = model.open(carried), np.array([0, 199, 399])
+    monkeypatch.setattr(_direct_path, "_MAX_CELLS", 3)
+    few = _direct_path._values(model.network, data, np.arange(400), 0, 1)
+    monkeypatch.undo()
+    for one, other in zip(few, _direct_path._values(model.network, data, some, 0, 1), strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-6)

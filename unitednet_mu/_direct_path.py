@@ -21,7 +21,7 @@ Penalties = dict[tuple[int, int], float]
 
 _PENALTIES = np.logspace(-3, 2, 16)
 _FEWEST_CELLS = 20
-#: Cells, and values of the source, that a path is solved from at most.
+#: Cells, and values of the source, that a path is solved from or judged by at most.
 _MAX_CELLS, _MAX_VALUES = 5000, 2**26
 _BATCH = 1024
 
@@ -123,7 +123,13 @@ def _with_both(
 def _values(
     network: UnitedNetwork, data: Dataset, cells: NDArray[np.intp], source: int, target: int
 ) -> tuple[Array, Array]:
-    """Standardised values of the source, and what the decoded code leaves of the target's."""
+    """Standardised values of the source, and what the decoded code leaves of the target's.
+
+    Of many cells some serve, evenly over their order, which is that of their names.
+    """
+    most = max(1, min(_MAX_CELLS, _MAX_VALUES // network.shapes[source].n_features))
+    if len(cells) > most:
+        cells = cells[np.linspace(0, len(cells) - 1, most).astype(int)]
     device = network.fusion.logits.device
     x: list[np.ndarray] = []
     left_over: list[np.ndarray] = []
@@ -151,9 +157,6 @@ class _Problem:
         source: int,
         target: int,
     ) -> None:
-        most = min(_MAX_CELLS, _MAX_VALUES // network.shapes[source].n_features)
-        if len(cells) > most:  # evenly over the cells, which are in the order of their names
-            cells = cells[np.linspace(0, len(cells) - 1, max(most, 1)).astype(int)]
         self.x, self.y = _values(network, data, cells, source, target)
         self.mean_x, self.mean_y = self.x.mean(0), self.y.mean(0)
         self.x -= self.mean_x
