@@ -46,7 +46,7 @@ nitpicky = True
 nitpick_ignore_regex = [
     (
         r"py:.*",
-        r"(anndata|collections|matplotlib|mudata|muon|numpy|pandas|pathlib|scanpy|shap|squidpy|torch"
+        r"(anndata|collections|matplotlib|mudata|muon|numpy|os|pandas|pathlib|scanpy|shap|squidpy|torch"
         r"|typing)\b.*|Ellipsis",
     ),
     (r"py:class", r"unitednet_mu\._data\.Dataset"),  # the aligned form, for code of our own
