@@ -191,14 +191,14 @@ class CrossSums:
         """Add cells."""
         values, inner, outer = self.chain.maps(rows)
         self.chain.spread(values, inner, outer, self.chain.weight, gap)
+        difference = None if self.direct is None else self.chain.difference(values)
         if self.absolute is None:
             totals = self._add_signed(values, inner, outer)
         else:
-            totals = self._add_absolute(values, inner, outer, self.absolute)
+            totals = self._add_absolute(values, inner, outer, difference, self.absolute)
         self.n_cells += len(rows)
         totals = totals.to(self.chain.weight) @ self.chain.weight
-        if self.chain.direct is not None:
-            difference = self.chain.difference(values)
+        if self.chain.direct is not None and difference is not None:
             self.differences += difference.sum(0)
             totals += difference @ self.chain.direct
         self.chain.check(rows, totals, gap)
@@ -234,12 +234,16 @@ class CrossSums:
         self.expected = self.factor.new_zeros(self.factor.shape[1])
 
     def _add_absolute(
-        self, values: Tensor, inner: Tensor, outer: Tensor, absolute: Tensor
+        self,
+        values: Tensor,
+        inner: Tensor,
+        outer: Tensor,
+        difference: Tensor | None,
+        absolute: Tensor,
     ) -> Tensor:
         """Add to `factor` and `absolute`, and return each cell's sum over features (C x R)."""
         side, factor = self.chain.encoder.side, self.factor
         totals = factor.new_zeros(len(values), factor.shape[1])
-        difference = self.chain.difference(values)
         attributions = (
             side.attributions_through(values, inner, outer)
             if self.chain.is_narrow(self.chain.n_outputs)
@@ -249,7 +253,7 @@ class CrossSums:
             factor.index_add_(0, features, block.sum(0).T.to(factor.dtype))
             totals += block.sum(2)
             beside = None
-            if self.direct is not None:
+            if self.direct is not None and difference is not None:
                 beside = difference[:, features], self.direct[features]
             add_absolute(absolute, features, block, self.weight, beside)
         return totals
