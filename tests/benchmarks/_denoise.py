@@ -43,7 +43,8 @@ def denoise(run: Run) -> Iterator[Score]:
         run.say(f"denoise, {OURS}", start)
     for name in counted:
         true = other.values(name)
-        score = partial(prediction_scores, run, f"denoised {name}", true, run.data.labels)
+        task, labels = f"denoised {name}", run.data.labels
+        score = partial(prediction_scores, run, task, true, labels, true.var(axis=0))
         if model is not None:
             yield from score(OURS, model.predict(seen.part(cells), list(seen.modalities), name))
         yield from score("as measured", seen.values(name))

@@ -53,10 +53,25 @@ class Run:
         print(f"{self.data.name}, seed {self.seed}: {text}{took}", file=sys.stderr, flush=True)
 
 
+#: Least variance among the cells judged, relative to the training cells', for R2 to tell anything.
+_LEAST_VARIANCE = 0.01
+
+
 def prediction_scores(
-    run: Run, direction: str, true: np.ndarray, labels: np.ndarray, method: str, found: np.ndarray
+    run: Run,
+    direction: str,
+    true: np.ndarray,
+    labels: np.ndarray,
+    variance: np.ndarray,
+    method: str,
+    found: np.ndarray,
 ) -> Iterator[Score]:
-    """Scores over features; a constant prediction of a feature that varies counts as r = 0."""
+    """Scores over features; a constant prediction of a feature that varies counts as r = 0.
+
+    R2 divides by the variance among the cells judged. A feature that by chance has next to none
+    there, compared with its usual `variance`, would outweigh all others, and is left out of it.
+    """
+    judged = true.var(axis=0) >= _LEAST_VARIANCE * variance
     within = partial(un.metrics.pearson_within_groups, groups=labels)
     for metric, measure, constant in (
         ("mean r", un.metrics.pearson_per_feature, 0.0),
@@ -66,4 +81,6 @@ def prediction_scores(
         values = measure(true, found)
         varies = ~np.isnan(measure(true, true))
         values = np.where(np.isnan(values) & varies, constant, values)
+        if metric == "mean R2":
+            values = np.where(judged, values, np.nan)
         yield run.score(direction, metric, method, mean_of(values), len(values))

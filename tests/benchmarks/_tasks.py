@@ -138,21 +138,21 @@ def predict(run: Run) -> Iterator[Score]:
         run.say(f"prediction, {ORIGINAL}", start)
     for source, target in data.directions:
         start = perf_counter()
-        true = data.values(target, test)
-        score = partial(prediction_scores, run, f"{source} to {target}", true, data.labels[test])
+        x, y = data.values(source, train), data.values(target, train)
+        true, name = data.values(target, test), f"{source} to {target}"
+        score = partial(prediction_scores, run, name, true, data.labels[test], y.var(axis=0))
         if model is not None:
             found = model.predict(query, source, target)
             yield from score(OURS, found)
-            yield from _coverage(run, f"{source} to {target}", model, true - found)
+            yield from _coverage(run, name, model, true - found)
         if run.original is not None:
             found = original.predict(data.values(source, test), source, target)
             yield from score(ORIGINAL, found)
-        x, y = data.values(source, train), data.values(target, train)
-        for name, (method, fit) in PREDICTORS.items():
-            if name in run.methods:
+        for peer, (method, fit) in PREDICTORS.items():
+            if peer in run.methods:
                 fitted = fit(x, y, data.labels[train], run.seed)
                 yield from score(method, fitted.predict(data.values(source, test)))
-        run.say(f"prediction, {source} to {target}, peers", start)
+        run.say(f"prediction, {name}, peers", start)
 
 
 def _coverage(run: Run, direction: str, model: Any, errors: np.ndarray) -> Iterator[Score]:
