@@ -20,6 +20,7 @@ import pytest
 from mudata import MuData
 
 import unitednet_mu as un
+from everything import QUICK
 
 sys.path.insert(0, str(Path(__file__).parent / "benchmarks"))
 
@@ -49,25 +50,16 @@ def mosaic() -> MuData:
     return un.datasets.simulate_multimodal(n_obs=120, n_groups=3, missing=0.3, random_state=1)
 
 
-#: A network and a training that take well under a second on the simulated sets.
-_QUICK: dict[str, Any] = {
-    "network": {"n_hidden": (32,), "n_latent": 8, "n_projector": 16, "n_heads": 2},
-    "training": {"max_epochs": 3, "batch_size": 32, "refit": False},
-    "device": "cpu",
-    "progress": False,
-}
-
-
 @pytest.fixture
 def quick() -> dict[str, Any]:
     """Settings of `tl.fit` for a small network, trained for a moment."""
-    return copy.deepcopy(_QUICK)
+    return copy.deepcopy(QUICK)
 
 
 @pytest.fixture(scope="session")
 def _fitted() -> MuData:
     mdata = un.datasets.simulate_multimodal(n_obs=120, n_groups=3, random_state=1)
-    un.tl.fit(mdata, labels_key="cell_type", **_QUICK)
+    un.tl.fit(mdata, labels_key="cell_type", **QUICK)
     return mdata
 
 
@@ -80,7 +72,7 @@ def fitted(_fitted: MuData) -> MuData:
 @pytest.fixture(scope="session")
 def _fitted_mosaic() -> MuData:
     mdata = un.datasets.simulate_multimodal(n_obs=120, n_groups=3, missing=0.3, random_state=1)
-    un.tl.fit(mdata, labels_key="cell_type", **_QUICK)
+    un.tl.fit(mdata, labels_key="cell_type", **QUICK)
     return mdata
 
 
@@ -93,7 +85,7 @@ def fitted_mosaic(_fitted_mosaic: MuData) -> MuData:
 @pytest.fixture(scope="session")
 def _trained() -> MuData:
     mdata = un.datasets.simulate_multimodal(n_obs=240, n_groups=3, noise=0.3, random_state=3)
-    settings = {**_QUICK, "training": {"max_epochs": 50, "batch_size": 32, "refit": False}}
+    settings = {**QUICK, "training": {"max_epochs": 50, "batch_size": 32, "refit": False}}
     un.tl.fit(mdata, labels_key="cell_type", **settings)
     un.tl.integrate(mdata)
     return mdata

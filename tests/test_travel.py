@@ -19,87 +19,31 @@ import safetensors.torch
 import torch
 from mudata import MuData
 
+import everything
 import unitednet_mu as un
 from unitednet_mu._compat import quiet_update
 from unitednet_mu._model import Model
 
-#: Runs every function on a file and stores the numbers; executed here and in a new process.
-SCRIPT = """
-import sys
-import mudata as md, numpy as np, pandas as pd
-import unitednet_mu as un
-from unitednet_mu._compat import quiet_update
-
-def run(mdata, query):
-    out = {}
-    out["continued"] = mdata.copy()
-    start = un.get.model(mdata)
-    un.tl.fit(out["continued"], model=start, training={"max_epochs": 2}, progress=False)
-    un.tl.integrate(mdata)
-    un.tl.predict_modality(mdata, source="rna", target="adt")
-    un.tl.transfer_labels(query, mdata, training={"max_epochs": 2}, progress=False)
-    un.tl.explain(mdata, n_cells=4, n_background=5, progress=False)
-    un.tl.explain(mdata, source="rna", target="adt", n_cells=4, n_background=5, progress=False)
-    weights = un.get.model(out["continued"]).network.state_dict()
-    return {
-        "embedding": mdata.obsm["X_unitednet"],
-        "own": mdata.mod["adt"].obsm["X_unitednet"],
-        "probabilities": un.get.probabilities(mdata).to_numpy(),
-        "groups": mdata.obs["unitednet_group"].astype(str).to_numpy(str),
-        "prediction": mdata.mod["adt_from_rna"].X,
-        "expected_r": mdata.mod["adt_from_rna"].var["expected_r"].to_numpy(float),
-        "labels": un.get.probabilities(query, labels=True).to_numpy(),
-        "relevance": un.get.relevance(mdata)["value"].to_numpy(),
-        "features": un.get.relevance(mdata)["feature"].to_numpy(str),
-        "cross": un.get.cross_relevance(mdata, source="rna", target="adt")["value"].to_numpy(),
-        "history": un.get.history(mdata)["val_total"].to_numpy(float),
-        "modality_weights": un.get.modality_weights(mdata)["weight"].to_numpy(float),
-        "continued": np.concatenate([v.numpy().ravel() for v in weights.values()]),
-    }
-
-if __name__ == "__main__":
-    where = sys.argv[1]
-    with quiet_update():
-        mdata, query = md.read_h5mu(where + "/cells.h5mu"), md.read_h5mu(where + "/query.h5mu")
-        found = run(mdata, query)
-        mdata.write(where + "/again.h5mu")
-    np.savez(where + "/found.npz", **found)
-"""
-
-
-@pytest.fixture(scope="module")
-def run() -> Callable[[MuData, MuData], dict[str, np.ndarray]]:
-    namespace: dict[str, Any] = {"__name__": "script"}
-    exec(SCRIPT, namespace)
-    return namespace["run"]
-
 
 @pytest.fixture
-def odd(quick: dict[str, Any]) -> MuData:
+def odd() -> MuData:
     """Cells whose groups have the names that trip files up, with a model."""
-    mdata = un.datasets.simulate_multimodal(n_obs=60, n_groups=3, missing=0.2, random_state=5)
-    names = {"group0": "CD4/CD8 αβ", "group1": "7", "group2": "G/M prog. #2"}
-    mdata.obs["cell_type"] = mdata.obs["cell_type"].cat.rename_categories(names)
-    un.tl.fit(mdata, labels_key="cell_type", **quick)
-    return mdata
+    return everything.cells_with_model()
 
 
 @pytest.fixture
 def query() -> MuData:
-    return un.datasets.simulate_multimodal(n_obs=30, n_groups=3, random_state=8)
+    return everything.unlabelled_cells()
 
 
-def test_a_new_process_gives_identical_numbers(
-    odd: MuData, query: MuData, run: Any, tmp_path: Path
-) -> None:
+def test_a_new_process_gives_identical_numbers(odd: MuData, query: MuData, tmp_path: Path) -> None:
     """Every function works from the file alone."""
     with quiet_update():
         odd.write(tmp_path / "cells.h5mu")
         query.write(tmp_path / "query.h5mu")
-        here = run(odd, query)
-    (tmp_path / "script.py").write_text(SCRIPT)
+        here = everything.run(odd, query)
     done = subprocess.run(
-        [sys.executable, "-W", "error::UserWarning", "script.py", "."],
+        [sys.executable, "-W", "error::UserWarning", everything.__file__, "."],
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": str(Path(un.__file__).parents[1])},
         capture_output=True,
@@ -121,9 +65,7 @@ def test_a_new_process_gives_identical_numbers(
 
 
 @pytest.mark.parametrize("kind", ["h5mu", "zarr"])
-def test_all_results_survive_a_file(
-    odd: MuData, query: MuData, run: Any, tmp_path: Path, kind: str
-) -> None:
+def test_all_results_survive_a_file(odd: MuData, query: MuData, tmp_path: Path, kind: str) -> None:
     write, read = {
         "h5mu": (lambda m, p: m.write(p), md.read_h5mu),
         "zarr": (lambda m, p: m.write_zarr(p), md.read_zarr),
@@ -131,7 +73,7 @@ def test_all_results_survive_a_file(
     with quiet_update(), warnings.catch_warnings():
         # anndata and zarr tell of formats to come
         warnings.filterwarnings("ignore", message=".*[Zz]arr.*")
-        run(odd, query)
+        everything.run(odd, query)
         before = [_results(odd), _results(query)]
         for mdata, name in ((odd, "cells"), (query, "query")):
             write(mdata, tmp_path / f"{name}.{kind}")
