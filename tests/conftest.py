@@ -17,10 +17,10 @@ os.environ.setdefault("NUMBA_NUM_THREADS", "1")
 
 import numpy as np
 import pytest
+from everything import QUICK
 from mudata import MuData
 
 import unitednet_mu as un
-from everything import QUICK
 
 sys.path.insert(0, str(Path(__file__).parent / "benchmarks"))
 

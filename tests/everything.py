@@ -1,9 +1,8 @@
 """Every function on one file, and the numbers that come out: run by tests and by other processes.
 
-python tests/everything.py FOLDER               reads cells.h5mu and query.h5mu there, writes found.npz
-                                                and again.h5mu beside them
-python tests/everything.py FOLDER --new         makes cells.h5mu and query.h5mu first (tests/files holds
-                                                what this writes on each of the two stacks)
+`python tests/everything.py FOLDER` reads cells.h5mu and query.h5mu in the folder, and writes
+found.npz and again.h5mu beside them; with `--new` it makes the two first. tests/files holds what
+that writes on each of the two stacks.
 """
 
 from __future__ import annotations

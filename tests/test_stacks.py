@@ -6,15 +6,15 @@ import warnings
 from pathlib import Path
 
 import anndata
+import everything
 import mudata as md
 import numpy as np
 import pytest
 from mudata import MuData
 
-import everything
 from unitednet_mu._compat import quiet_update
 
-#: Made by `python tests/everything.py tests/files/STACK --new` on each stack (tests/constraints.txt).
+#: Made by `python tests/everything.py tests/files/STACK --new` on each stack.
 FILES = Path(__file__).parent / "files"
 STACKS = ("oldest", "newest")
 

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import everything
 import mudata as md
 import numpy as np
 import pytest
@@ -19,7 +20,6 @@ import safetensors.torch
 import torch
 from mudata import MuData
 
-import everything
 import unitednet_mu as un
 from unitednet_mu._compat import quiet_update
 from unitednet_mu._model import Model
