@@ -29,6 +29,7 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from unitednet_mu._compat import import_muon, quiet_update
+from unitednet_mu._data import to_dense
 
 N_COMPONENTS = 30
 LOGISTIC = "logistic regression, balanced"
@@ -131,7 +132,7 @@ def totalvi(data: Prepared, seed: int) -> Iterator[Embedding]:
         places["batch_key"] = rna
     for name in (rna, protein):
         counts = mdata[name].layers[COUNTS]
-        mdata[name].X = np.asarray(counts.todense()) if name == protein else counts
+        mdata[name].X = to_dense(counts) if name == protein else counts
     with quiet_update(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", module=r"scvi|lightning|mudata|anndata|torch")
         scvi.model.TOTALVI.setup_mudata(

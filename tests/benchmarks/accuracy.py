@@ -48,9 +48,10 @@ def main(arguments: Sequence[str] | None = None) -> pd.DataFrame:
             run = Run(data, seed, settings, methods, tasks, chosen.original)
             for measure in dict.fromkeys(TASKS[task] for task in chosen.tasks):
                 scores.extend(measure(run))
-        tables.append(summarise(scores, data.name, chosen.resamples))
-        if chosen.out is not None:  # after each set, so that a long run that breaks off leaves some
-            pd.concat(tables).to_csv(chosen.out, index=False)
+            table = summarise(scores, data.name, chosen.resamples)
+            if chosen.out is not None:  # so far, as a long run may break off
+                pd.concat([*tables, table]).to_csv(chosen.out, index=False)
+        tables.append(table)
     table = pd.concat(tables, ignore_index=True)
     print(printed(table))
     return table
