@@ -244,7 +244,7 @@ def explain(
     >>> un.get.relevance(mdata, n_top=3).shape[0]
     6
     """
-    check_mudata(mdata)
+    check_mudata(mdata, copy=copy)
     keys = check_key_added(mdata, key_added)
     seed = check_random_state(random_state)
     _check_choice(source, target, output, top_k, transform_batch)

@@ -175,7 +175,7 @@ def fit(
     >>> mdata.uns["unitednet"]["groups"].tolist()
     ['group0', 'group1']
     """
-    check_mudata(mdata)
+    check_mudata(mdata, copy=copy)
     keys = check_key_added(mdata, key_added)
     _check_choice(labels_key, n_groups, model, reset_head)
     _check_checkpoints(checkpoint_dir, checkpoint_every, resume)

@@ -76,7 +76,7 @@ def integrate(
     >>> mdata.obsm["X_unitednet"].shape
     (60, 32)
     """
-    check_mudata(mdata)
+    check_mudata(mdata, copy=copy)
     keys = check_key_added(mdata, key_added)
     found = resolve_model(model, mdata, key_added, device)
     encoded = found.encode(mdata)

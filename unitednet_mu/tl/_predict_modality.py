@@ -85,7 +85,7 @@ def predict_modality(
     >>> mdata["adt_from_rna"].var["feature"].iloc[0] == mdata["adt"].var_names[0]
     True
     """
-    check_mudata(mdata)
+    check_mudata(mdata, copy=copy)
     keys = check_key_added(mdata, key_added)
     found = resolve_model(model, mdata, key_added, device)
     sources = as_list(source)

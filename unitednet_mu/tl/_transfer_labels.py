@@ -128,7 +128,7 @@ def transfer_labels(
     >>> len(query.obs["unitednet_label"])
     20
     """
-    check_mudata(query, "query")
+    check_mudata(query, "query", copy=copy)
     check_mudata(reference, "reference")
     keys = check_key_added(query, key_added)
     seed = check_random_state(random_state)
