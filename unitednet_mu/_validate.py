@@ -79,8 +79,9 @@ def check_mudata(mdata: object, argument: str = "mdata", *, copy: bool = False) 
                 "it."
             )
         _check_unique(adata.obs_names, f"{argument}: cell names of modality {name!r}")
-    if (copy or mdata.is_view) and is_on_disk(mdata):
-        found = "copy=True" if copy else "a view of it"
+    view = mdata.is_view or any(adata.is_view for adata in mdata.mod.values())
+    if (copy or view) and is_on_disk(mdata):
+        found = "a view of it" if view else "copy=True"
         raise ValueError(
             f"{argument}: expected all of a MuData on disk, found {found}, which would be read "
             "into memory. Write it to a file of its own and use that: "
