@@ -1,4 +1,4 @@
-"""MuData (in memory, on disk, sparse, views, cells that lack a modality) to aligned mini-batches."""
+"""MuData (in memory or on disk, sparse, views, missing cells) to aligned mini-batches."""
 
 from __future__ import annotations
 

@@ -41,12 +41,15 @@ class OnDisk:
         Rows from a first to before a last one, as CSR or an array.
     """
 
-    shape: tuple[int, int]
+    shape: tuple[int, ...]
     dtype: np.dtype[Any]
     row_bytes: float
     read: Callable[[int, int], Any]
 
-    ndim = 2
+    @property
+    def ndim(self) -> int:
+        """Number of dimensions, 2 of a matrix that can be used."""
+        return len(self.shape)
 
     def __getitem__(self, rows: slice | np.ndarray) -> Any:
         if isinstance(rows, slice):

@@ -56,7 +56,9 @@ def open_zarr(*, path: str | os.PathLike[str]) -> MuData:
             f"{os.fspath(path)}: expected a MuData, as mdata.write_zarr writes it, found "
             f"{sorted(root)}."
         )
-    names = [str(name) for name in np.atleast_1d(root["mod"].attrs.get("mod-order", [*root["mod"]]))]
+    names = [
+        str(name) for name in np.atleast_1d(root["mod"].attrs.get("mod-order", [*root["mod"]]))
+    ]
     modalities = {name: _modality(root["mod"][name]) for name in names}
     whole = {name: read_elem(root[name]) for name in root if name != "mod"}
     with quiet_update():

@@ -60,7 +60,8 @@ def integrate(
     TypeError
         `mdata` is not a MuData, or `model` not a model.
     ValueError
-        No model is stored, or features of the model are missing.
+        No model is stored, features of the model are missing, or `mdata` on disk is a view or to be
+        copied.
 
     Warns
     -----

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 from mudata import MuData
 
 from .. import _results
@@ -11,6 +12,7 @@ from .._keys import DEFAULT_STEM, check_key_added
 from .._model import Model, as_list
 from .._validate import check_mudata, is_predicted
 from ._common import resolve_model
+from ._explain_cost import available_memory
 
 
 def predict_modality(
@@ -69,7 +71,9 @@ def predict_modality(
     TypeError
         `mdata` is not a MuData, or `model` not a model.
     ValueError
-        An unknown modality or batch; no cell has the source; a measured modality bears the name.
+        An unknown modality or batch; no cell has the source; a measured modality bears the name;
+        the prediction does not fit into memory, found before anything is computed; `mdata` on disk
+        is a view or to be copied.
 
     Warns
     -----
@@ -93,7 +97,7 @@ def predict_modality(
         found.modality_index(name, "source")
     if not sources or len(set(sources)) != len(sources):
         raise ValueError(f"source: expected one or several different modalities, found {sources}.")
-    found.modality_index(target, "target")
+    aim = found.modality_index(target, "target")
     name = keys.predicted(sources, target)
     if name in mdata.mod and not is_predicted(mdata.mod[name]):
         raise ValueError(
@@ -111,7 +115,21 @@ def predict_modality(
             f"source: expected cells with {sources}, found none; modalities here: "
             f"{list(mdata.mod)}."
         )
+    _check_room(data.observed[:, used].any(1), len(found.info.modalities[aim].features), target)
     values = found.predict(data, sources, target, transform_batch=transform_batch)
     result = _results.target_of(mdata, copy)
     _results.write_prediction(result, keys, found, sources, target, values)
     return result if copy else None
+
+
+def _check_room(known: np.ndarray, n_features: int, target: str) -> None:
+    """Refuse a prediction that memory cannot hold: all cells, and a copy where some are left out."""
+    n_cells = len(known) + (0 if known.all() else int(known.sum()))
+    needed, room = 4.0 * n_cells * n_features, available_memory()
+    if needed > room:
+        raise ValueError(
+            f"target: expected a prediction that fits into memory, found {int(known.sum())} cells "
+            f"x {n_features} features of {target!r}, {needed / 2**30:.3g} GiB, where "
+            f"{room / 2**30:.3g} GiB are free. Predict the cells in parts, from files that hold "
+            "some of them each, with model=unitednet_mu.get.model(mdata)."
+        )

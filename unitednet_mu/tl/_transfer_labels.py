@@ -110,7 +110,8 @@ def transfer_labels(
         Either is not a MuData, or `model` not a model.
     ValueError
         The model was trained without labels, features are missing, the threshold is not in [0, 1),
-        the novelty threshold is not above 0, or `training` is given without `adapt`.
+        the novelty threshold is not above 0, `training` is given without `adapt`, or `query` or
+        `reference`, on disk, is a view or to be copied.
 
     Warns
     -----
