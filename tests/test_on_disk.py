@@ -127,6 +127,10 @@ class Readings:
         monkeypatch.setattr(_data.Dataset, "loaded", weighed)
 
 
+def specs_of(mdata: MuData) -> list[ModalitySpec]:
+    return [ModalitySpec(m, tuple(mdata[m].var_names), "gaussian") for m in ("rna", "adt")]
+
+
 def weights(mdata: MuData) -> dict[str, np.ndarray]:
     state = un.get.model(mdata).network.state_dict()
     return {name: value.numpy() for name, value in state.items()}
@@ -326,10 +330,7 @@ def test_transfer_in_several_readings_is_like_that_in_memory(
 
 @pytest.mark.usefixtures("small_readings")
 def test_statistics_are_those_in_memory(cells_mosaic: MuData, on_disk: Opener) -> None:
-    specs = [
-        ModalitySpec(name, tuple(cells_mosaic[name].var_names), "gaussian")
-        for name in ("rna", "adt")
-    ]
+    specs = specs_of(cells_mosaic)
     found = []
     for mdata in (cells_mosaic, on_disk(cells_mosaic)):
         data = open_dataset(mdata, specs)
@@ -396,9 +397,7 @@ def test_memory_is_bounded_and_passes_are_few(
 
 @pytest.mark.usefixtures("small_readings")
 def test_order_of_training_is_shuffled_stretches(cells: MuData, on_disk: Opener) -> None:
-    specs = [
-        ModalitySpec(name, tuple(cells[name].var_names), "gaussian") for name in ("rna", "adt")
-    ]
+    specs = specs_of(cells)
     data = open_dataset(on_disk(cells), specs)
     together = data.cells_read(8)
     assert together % 8 == 0 and 8 <= together < 40
@@ -418,9 +417,7 @@ def test_order_of_training_is_shuffled_stretches(cells: MuData, on_disk: Opener)
 
 
 def test_what_one_reading_holds_is_shuffled_as_in_memory(cells: MuData, on_disk: Opener) -> None:
-    specs = [
-        ModalitySpec(name, tuple(cells[name].var_names), "gaussian") for name in ("rna", "adt")
-    ]
+    specs = specs_of(cells)
     some = np.arange(3, 90)
     orders = [
         open_dataset(mdata, specs).shuffled(some, 8, np.random.default_rng(0))
@@ -461,24 +458,26 @@ def test_results_are_written_in_place_and_values_stay(
     backed.file.close()
 
 
+@pytest.mark.parametrize("store", ["on_disk", "in_zarr"])
 def test_what_would_be_read_whole_is_refused(
-    cells: MuData, on_disk: Opener, in_zarr: Opener, quick: dict[str, Any]
+    fitted: MuData, store: str, request: pytest.FixtureRequest
 ) -> None:
-    un.tl.fit(cells, labels_key="cell_type", **quick)
-    for stored in (on_disk(cells), in_zarr(cells)):
-        for call in (
-            lambda: un.tl.fit(stored, copy=True, **quick),
-            lambda: un.tl.integrate(stored, copy=True),
-            lambda: un.tl.predict_modality(stored, source="rna", target="adt", copy=True),
-            lambda: un.tl.explain(stored, copy=True),
-            lambda: un.tl.transfer_labels(stored, cells, copy=True),
-        ):
-            with pytest.raises(ValueError, match=r"found copy=True.*mdata\.copy\(filename="):
-                call()
-        with pytest.raises(ValueError, match="reference: .* found a view of it"):
-            un.tl.transfer_labels(cells, stored[:50])
-        with pytest.raises(ValueError, match="expected data in memory, found it"):
-            un.pp.prepare(stored)
+    stored = request.getfixturevalue(store)(fitted)
+    pair = {"source": "rna", "target": "adt"}
+    calls: dict[str, tuple[list[MuData], dict[str, Any]]] = {
+        "fit": ([stored], {"labels_key": "cell_type"}),
+        "integrate": ([stored], {}),
+        "predict_modality": ([stored], pair),
+        "explain": ([stored], {}),
+        "transfer_labels": ([stored, fitted], {}),
+    }
+    for name, (objects, named) in calls.items():
+        with pytest.raises(ValueError, match=r"found copy=True.*mdata\.copy\(filename="):
+            getattr(un.tl, name)(*objects, **named, copy=True)
+    with pytest.raises(ValueError, match=r"reference: .* found a view of it"):
+        un.tl.transfer_labels(fitted, stored[:50])
+    with pytest.raises(ValueError, match="expected data in memory, found it"):
+        un.pp.prepare(stored)
 
 
 def test_a_view_on_disk_in_a_file_of_its_own(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from typing import Any
 
-import numpy as np
 from anndata import AnnData
 from anndata.io import read_elem, sparse_dataset
 from mudata import MuData
@@ -28,8 +27,8 @@ def open_zarr(*, path: str | os.PathLike[str]) -> MuData:
 
     Returns
     -------
-    A MuData that the functions of `tl` read in blocks of cells. ``.obs``, ``.obsm`` and ``.uns`` are
-    in memory; ``.raw`` is left out.
+    A MuData that the functions of `tl` read in blocks of cells. ``.obs``, ``.obsm``, ``.uns`` and
+    the like are in memory; ``.raw`` is left out.
 
     Raises
     ------
@@ -50,16 +49,14 @@ def open_zarr(*, path: str | os.PathLike[str]) -> MuData:
     """
     import zarr
 
-    root = zarr.open_group(os.fspath(path), mode="r")
+    root: Any = zarr.open_group(os.fspath(path), mode="r")
     if "mod" not in root:
         raise ValueError(
             f"{os.fspath(path)}: expected a MuData, as mdata.write_zarr writes it, found "
             f"{sorted(root)}."
         )
-    names = [
-        str(name) for name in np.atleast_1d(root["mod"].attrs.get("mod-order", [*root["mod"]]))
-    ]
-    modalities = {name: _modality(root["mod"][name]) for name in names}
+    order = root["mod"].attrs.get("mod-order", [*root["mod"]])
+    modalities = {str(name): _modality(root["mod"][name]) for name in order}
     whole = {name: read_elem(root[name]) for name in root if name != "mod"}
     with quiet_update():
         return MuData(modalities, **whole, axis=root.attrs.get("axis", 0))

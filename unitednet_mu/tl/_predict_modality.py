@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
 from mudata import MuData
 
 from .. import _results
@@ -115,20 +114,21 @@ def predict_modality(
             f"source: expected cells with {sources}, found none; modalities here: "
             f"{list(mdata.mod)}."
         )
-    _check_room(data.observed[:, used].any(1), len(found.info.modalities[aim].features), target)
+    n_known = int(data.observed[:, used].any(1).sum())
+    _check_room(len(data), n_known, len(found.info.modalities[aim].features), target)
     values = found.predict(data, sources, target, transform_batch=transform_batch)
     result = _results.target_of(mdata, copy)
     _results.write_prediction(result, keys, found, sources, target, values)
     return result if copy else None
 
 
-def _check_room(known: np.ndarray, n_features: int, target: str) -> None:
-    """Refuse a prediction that memory cannot hold: all cells, and a copy where some are left out."""
-    n_cells = len(known) + (0 if known.all() else int(known.sum()))
-    needed, room = 4.0 * n_cells * n_features, available_memory()
+def _check_room(n_cells: int, n_known: int, n_features: int, target: str) -> None:
+    """Refuse what memory cannot hold: values of all cells, and a copy where some have no source."""
+    copied = n_known if n_known < n_cells else 0
+    needed, room = 4.0 * (n_cells + copied) * n_features, available_memory()
     if needed > room:
         raise ValueError(
-            f"target: expected a prediction that fits into memory, found {int(known.sum())} cells "
+            f"target: expected a prediction that fits into memory, found {n_known} cells "
             f"x {n_features} features of {target!r}, {needed / 2**30:.3g} GiB, where "
             f"{room / 2**30:.3g} GiB are free. Predict the cells in parts, from files that hold "
             "some of them each, with model=unitednet_mu.get.model(mdata)."
