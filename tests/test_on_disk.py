@@ -228,7 +228,7 @@ def test_reading_ahead_is_one_block_and_hands_errors_on() -> None:
 # ------------------------------------------------------------------ the same results
 
 
-@pytest.mark.parametrize("how", ["labels", "groups", "refit"])
+@pytest.mark.parametrize("how", ["groups", "refit"])
 def test_a_fit_from_disk_is_that_in_memory(
     cells_mosaic: MuData, on_disk: Opener, quick: dict[str, Any], how: str
 ) -> None:
@@ -344,14 +344,12 @@ def test_statistics_are_those_in_memory(cells_mosaic: MuData, on_disk: Opener) -
 
 
 @pytest.mark.usefixtures("small_readings")
-@pytest.mark.parametrize("how", ["labels", "groups"])
 def test_training_in_several_readings_learns_as_well(
-    trained: MuData, on_disk: Opener, quick: dict[str, Any], how: str
+    trained: MuData, on_disk: Opener, quick: dict[str, Any]
 ) -> None:
     stored = on_disk(labelled(trained))
     quick["training"]["max_epochs"] = 15
-    settings = {"n_groups": 3} if how == "groups" else {"labels_key": "cell_type"}
-    un.tl.fit(stored, **settings, **quick)
+    un.tl.fit(stored, n_groups=3, **quick)
     un.tl.integrate(stored)
     groups = stored.obs["unitednet_group"]
     assert un.metrics.clustering_scores(stored.obs["cell_type"], groups)["ari"] > 0.9
