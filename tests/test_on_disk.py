@@ -25,6 +25,7 @@ from unitednet_mu._config import NetworkConfig
 from unitednet_mu._data import ModalitySpec, open_dataset
 from unitednet_mu._matrix import to_dense
 from unitednet_mu._network import ModalityShape, UnitedNetwork
+from unitednet_mu._session import Session
 from unitednet_mu._setup import set_statistics, split_cells
 from unitednet_mu.tl import _predict_modality
 
@@ -353,6 +354,33 @@ def test_training_in_several_readings_learns_as_well(
     un.tl.integrate(stored)
     groups = stored.obs["unitednet_group"]
     assert un.metrics.clustering_scores(stored.obs["cell_type"], groups)["ari"] > 0.9
+
+
+@pytest.mark.usefixtures("small_readings")
+def test_a_fit_in_several_readings_is_continued_bit_for_bit(
+    cells: MuData,
+    on_disk: Opener,
+    tmp_path: Path,
+    quick: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    quick |= {"labels_key": "cell_type"}
+    whole, stopped = on_disk(cells), on_disk(cells)
+    un.tl.fit(whole, **quick)
+    epoch_ended = Session.epoch_ended
+
+    def stop(session: Session, number: int, *arguments: Any, **more: Any) -> None:
+        epoch_ended(session, number, *arguments, **more)
+        if number == 2:
+            raise SystemExit
+
+    folder = tmp_path / "checkpoints"
+    with monkeypatch.context() as changed, pytest.raises(SystemExit):
+        changed.setattr(Session, "epoch_ended", stop)
+        un.tl.fit(stopped, checkpoint_dir=folder, **quick)
+    un.tl.fit(stopped, checkpoint_dir=folder, resume=True, **quick)
+    for name, value in weights(whole).items():
+        np.testing.assert_array_equal(weights(stopped)[name], value)
 
 
 # ------------------------------------------------------------------ how much is read

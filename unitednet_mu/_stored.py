@@ -116,12 +116,13 @@ def on_disk(matrix: Any, name: str) -> OnDisk:
             return sparse.csr_matrix(parts, shape=(stop - start, shape[1]))
 
         size = data.dtype.itemsize + indices.dtype.itemsize
-        return OnDisk(shape, data.dtype, int(indptr[-1]) * size / max(shape[0], 1), read_sparse)
+        width = int(indptr[-1]) * size / max(shape[0], 1) + indptr.dtype.itemsize
+        return OnDisk(shape, data.dtype, width, read_sparse)
 
     def read_dense(start: int, stop: int) -> np.ndarray:
         return np.asarray(matrix[start:stop])
 
-    width = int(np.prod(shape[1:])) * matrix.dtype.itemsize
+    width = float(np.prod(shape[1:])) * matrix.dtype.itemsize
     return OnDisk(shape, matrix.dtype, width, read_dense)
 
 
