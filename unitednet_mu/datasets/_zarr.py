@@ -27,8 +27,8 @@ def open_zarr(*, path: str | os.PathLike[str]) -> MuData:
 
     Returns
     -------
-    A MuData that the functions of `tl` read in blocks of cells. All but ``.X`` and ``.layers`` is in
-    memory; ``.raw`` is left out. Nothing is written.
+    A MuData that the functions of `tl` read in blocks of cells. All but ``.X`` and ``.layers`` is
+    in memory; ``.raw`` is left out. Nothing is written.
 
     Raises
     ------
