@@ -7,6 +7,7 @@ import json
 import sys
 from pathlib import Path
 
+import mudata
 import numpy as np
 import pandas as pd
 import pytest
@@ -32,6 +33,7 @@ import _tasks
 import ablation
 import accuracy
 import markers
+import scale
 
 NETWORK = {"n_hidden": [32], "n_latent": 8, "n_heads": 1, "dropout": 0.0, "input_dropout": 0.2}
 TRAINING = {"validation_fraction": 0.2, "max_epochs": 20, "batch_size": 32, "averaging": 0.8}
@@ -420,3 +422,39 @@ def test_markers_are_scored_among_all_features() -> None:
     assert 0.5 < markers.auroc(values, "B") < 0.6
     values[[(m, x) for m, text in markers.MARKERS["B"].items() for x in text.split()]] = 1.0
     assert markers.auroc(values, "B") == 1
+
+
+def test_scale_writes_measures_and_deletes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def here(path: Path, where: str) -> dict[str, float]:  # a process of its own takes seconds
+        scale.main(["--measure", where, str(path)])
+        found: dict[str, float] = json.loads(capsys.readouterr().out.splitlines()[-1])
+        return found
+
+    monkeypatch.setattr(scale, "apart", here)
+    report = scale.main(
+        ["--cells", "300", "600", "--features", "60", "12", "--folder", str(tmp_path)]
+    )
+    assert report is not None and not list(tmp_path.iterdir())
+    assert report["cells"].tolist() == [300, 300, 600, 600]
+    assert report["read from"].tolist() == ["disk", "memory"] * 2
+    for name in ("epoch, cells/s", "integrate, cells/s", "whole fit, s", "peak RSS, GiB"):
+        assert (report[name] > 0).all()
+    assert (report["epoch: speed of in memory"] != "").tolist() == [True, False] * 2
+    assert (report["epoch: cost a cell to size before"] != "").tolist() == [False] * 2 + [True] * 2
+    assert "peak RSS, GiB" in capsys.readouterr().out
+
+
+def test_cells_of_scale_are_sparse_and_of_groups(tmp_path: Path) -> None:
+    scale.write_cells(tmp_path / "cells.h5mu", 6000, 100, 12)
+    mdata = mudata.read_h5mu(tmp_path / "cells.h5mu")
+    counts = np.expm1(mdata["rna"].X.toarray())
+    np.testing.assert_allclose(counts, np.rint(counts), atol=1e-3)
+    assert 0.03 < (counts > 0).mean() < 0.07
+    assert mdata.n_obs == len(set(mdata.obs_names)) == len(mdata["adt"].X) == 6000
+    assert not mdata.obs_names.is_monotonic_increasing  # names tell nothing of the order
+    means = pd.DataFrame(mdata["adt"].X).groupby(mdata.obs["cell_type"].to_numpy()).mean()
+    assert len(means) == scale.N_GROUPS and means.std().min() > 0.1
+    first, again = (next(scale.Cells(100, 12, 0).blocks(10)) for _ in range(2))
+    np.testing.assert_array_equal(first[1].toarray(), again[1].toarray())

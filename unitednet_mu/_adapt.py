@@ -98,7 +98,7 @@ def adapt_model(
 
 def _label_losses(model: Model, data: Dataset, cells: np.ndarray) -> np.ndarray:
     """Cross-entropy of each of `cells`, which are labelled."""
-    logits = torch.from_numpy(model.encode(data).logits[cells]).double()
+    logits = torch.from_numpy(model.encode(data.subset(cells)).logits).double()
     losses = F.cross_entropy(logits, torch.from_numpy(data.labels[cells]), reduction="none")
     return losses.numpy()
 
@@ -108,7 +108,7 @@ def _label_free_loss(model: Model, info: ModelInfo, data: Dataset, cells: np.nda
     """Reconstruction and translation loss of cells."""
     tasks = Tasks(model.network.eval(), info.training, None)
     total, n_cells = 0.0, 0
-    for chunk, batch in data.batches_of(cells, _CHECKED_CELLS, model.device):
+    for chunk, batch in data.batches_of(data.in_file_order(cells), _CHECKED_CELLS, model.device):
         terms = tasks.label_free(batch, *tasks.codes(batch))
         found = [float(terms[name]) for name in ("reconstruction", "translation") if name in terms]
         if found:

@@ -1,4 +1,4 @@
-"""MuData (in memory, sparse, views, cells that lack a modality) to aligned mini-batches."""
+"""MuData (in memory or on disk, sparse, views, missing cells) to aligned mini-batches."""
 
 from __future__ import annotations
 
@@ -16,11 +16,18 @@ from torch import Tensor
 from . import _validate
 from ._compat import warn_user
 from ._config import LIKELIHOODS, Likelihood
-from ._matrix import Columns, Source, Stacked, kind_of, matrix_of, scan
+from ._matrix import Columns, Source, Stacked, kind_of, matrix_of, row_bytes, scan
 from ._matrix import ModalitySpec as ModalitySpec
 from ._matrix import to_dense as to_dense
+from ._stored import ahead
 
 logger = logging.getLogger(__name__)
+
+#: Of cells on disk so many bytes are read at a time; of these there may be four at once: cells in
+#: use, those read meanwhile, and copies while rows are put in order.
+_BUFFER_BYTES = 2**27
+#: Stretches of the file that cells read together come from, in a random order.
+_STRETCHES = 128
 
 
 @dataclass
@@ -105,13 +112,83 @@ class Dataset:
             torch.from_numpy(self.batches[cells]).to(device),
         )
 
+    def restricted(self, modalities: Sequence[int]) -> Dataset:
+        """All cells, observed in these modalities only."""
+        nothing = np.full(len(self), -1, np.int64)
+        sources = [
+            source if m in modalities else Source(source.spec, None, nothing)
+            for m, source in enumerate(self.sources)
+        ]
+        return Dataset(self.obs_names, sources, self.labels, self.batches)
+
+    # ------------------------------------------------------------------ cells on disk
+
+    def cells_read(self, size: int) -> int:
+        """How many cells are read from disk at a time, in mini-batches of `size`; 0 in memory."""
+        of_a_cell = sum(row_bytes(source.matrix) for source in self.sources)
+        return int(max(_BUFFER_BYTES / of_a_cell // size, 1) * size) if of_a_cell else 0
+
+    def in_file_order(self, cells: np.ndarray) -> np.ndarray:
+        """`cells` as they are best read: in the order of the file if it takes several readings."""
+        if not 0 < self.cells_read(1) < len(cells):
+            return cells
+        stored = [source.rows[cells] for source in self.sources if row_bytes(source.matrix)]
+        return cells[np.lexsort(stored[::-1])]
+
+    def shuffled(self, cells: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarray:
+        """`cells` in random order, for mini-batches of `size`.
+
+        Cells on disk that take several readings are shuffled in two steps: contiguous stretches of
+        the file come in random order, and cells that are read together, from 128 stretches, are
+        shuffled among themselves.
+        """
+        together = self.cells_read(size)
+        if not 0 < together < len(cells):
+            return cells[rng.permutation(len(cells))]
+        stretch = max(1, together // _STRETCHES)
+        cells = self.in_file_order(cells)
+        starts = rng.permutation(np.arange(0, len(cells), stretch))
+        cells = np.concatenate([cells[start : start + stretch] for start in starts])
+        parts = (cells[start : start + together] for start in range(0, len(cells), together))
+        return np.concatenate([rng.permutation(part) for part in parts])
+
+    def loaded(self, cells: np.ndarray) -> Dataset:
+        """`cells` only (positions), their values in memory."""
+        subset = self.subset(cells)
+        sources = []
+        for source, has in zip(subset.sources, subset.observed.T, strict=True):
+            matrix = None if source.matrix is None else source.sparse_or_dense(np.flatnonzero(has))
+            sources.append(replace(source, matrix=matrix, rows=np.where(has, has.cumsum() - 1, -1)))
+        return replace(subset, sources=sources)
+
+    def blocks_of(
+        self, cells: np.ndarray, size: int
+    ) -> Iterator[tuple[np.ndarray, Dataset, np.ndarray]]:
+        """Consecutive blocks of at most `size` cells.
+
+        Yields
+        ------
+        Their positions; a dataset with their values in memory, and their positions there. What is
+        on disk is read many blocks at a time, and ahead.
+        """
+        together = self.cells_read(size)
+        if not together:
+            for start in range(0, len(cells), size):
+                block = cells[start : start + size]
+                yield block, self, block
+            return
+        parts = (cells[start : start + together] for start in range(0, len(cells), together))
+        for part, data in ahead((part, self.loaded(part)) for part in parts):
+            for start in range(0, len(part), size):
+                here = np.arange(start, min(start + size, len(part)))
+                yield part[here], data, here
+
     def batches_of(
         self, cells: np.ndarray, size: int, device: torch.device
     ) -> Iterator[tuple[np.ndarray, Batch]]:
         """Consecutive mini-batches of at most `size` cells, with their positions."""
-        for start in range(0, len(cells), size):
-            chunk = cells[start : start + size]
-            yield chunk, self.batch(chunk, device)
+        for block, data, here in self.blocks_of(cells, size):
+            yield block, data.batch(here, device)
 
 
 def check_values(data: Dataset) -> None:

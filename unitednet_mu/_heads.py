@@ -20,6 +20,8 @@ logger = logging.getLogger(__name__)
 _HEAD_STEPS = 100
 _FUSION_BATCH = 1024
 _FEWEST_GROUPS = 2
+#: Cells that fresh heads are fitted to, and that heads are judged on (all pairs of them), at most.
+_FITTED_CELLS, _JUDGED_CELLS = 50_000, 5000
 
 
 def random_heads(network: UnitedNetwork, n_groups: int | None) -> None:
@@ -33,11 +35,13 @@ def fused_codes(
 ) -> Tensor:
     """Fused codes of `cells`, in evaluation mode."""
     tasks = Tasks(network.eval(), config, None)
-    parts = [
-        network.fusion(*tasks.codes(batch))
-        for _, batch in data.batches_of(cells, _FUSION_BATCH, tasks.device)
-    ]
-    return torch.cat(parts)
+    place = np.full(len(data), -1, np.int64)
+    place[cells] = np.arange(len(cells))
+    codes = torch.empty(len(cells), network.config.n_latent, device=tasks.device)
+    ordered = data.in_file_order(cells)
+    for block, batch in data.batches_of(ordered, _FUSION_BATCH, tasks.device):
+        codes[torch.from_numpy(place[block]).to(tasks.device)] = network.fusion(*tasks.codes(batch))
+    return codes
 
 
 def start_heads(
@@ -50,6 +54,8 @@ def start_heads(
 ) -> np.ndarray:
     """Find groups in `codes`, side by side, and fit fresh heads on the fused codes `z` to them.
 
+    Of more than 50,000 cells so many, evenly over their order, are fitted to.
+
     Returns
     -------
     Group of every row of `z`, int64.
@@ -58,8 +64,10 @@ def start_heads(
     n_found = max(int(groups.max()) + 1, _FEWEST_GROUPS)
     logger.info("groups start from %d clusters.", n_found)
     network.new_heads(n_found, network.config.n_heads)
+    some = _evenly(len(z), _FITTED_CELLS)
+    labels = torch.from_numpy(groups[some]).to(z.device)
     for head in network.heads:
-        _fit_head(head.train(), z, torch.from_numpy(groups).to(z.device))
+        _fit_head(head.train(), z[torch.from_numpy(some).to(z.device)], labels)
     return groups
 
 
@@ -67,11 +75,16 @@ def start_heads(
 def keep_best_head(
     network: UnitedNetwork, config: TrainingConfig, data: Dataset, cells: np.ndarray
 ) -> None:
-    """Keep the head with the lowest clustering and entropy loss on `cells`."""
-    z = fused_codes(network, config, data, cells)
+    """Keep the head with the lowest clustering and entropy loss on `cells`, at most 5,000."""
+    z = fused_codes(network, config, data, cells[_evenly(len(cells), _JUDGED_CELLS)])
     tasks = Tasks(network.eval(), config, None)
     losses = [float(tasks.total(tasks.clustering(*head(z)))) for head in network.heads]
     network.heads = nn.ModuleList([network.heads[int(np.argmin(losses))]])
+
+
+def _evenly(n: int, most: int) -> np.ndarray:
+    """Positions of at most `most` of `n`, evenly over them."""
+    return np.arange(n) if n <= most else np.linspace(0, n - 1, most).astype(np.int64)
 
 
 def _fit_head(head: nn.Module, z: Tensor, labels: Tensor) -> None:

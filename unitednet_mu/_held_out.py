@@ -100,12 +100,13 @@ def _compared(
     target: str,
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """Yield cells, their measurements, their predictions; only blocks of cells are ever dense."""
-    source = held_out.sources[model.modality_index(target, "target")]
-    for start in range(0, len(cells), _ACCURACY_CELLS):
-        block = cells[start : start + _ACCURACY_CELLS]
+    m = model.modality_index(target, "target")
+    read = [m, *(model.modality_index(source, "source") for source in sources)]
+    data = held_out.restricted(read)
+    for block, part, here in data.blocks_of(data.in_file_order(cells), _ACCURACY_CELLS):
         predicted = model.decode(fused[block], target)
-        model.add_direct(held_out.subset(block), sources, target, predicted)
-        yield block, source.take(block), predicted
+        model.add_direct(part.subset(here), sources, target, predicted)
+        yield block, part.sources[m].take(here), predicted
 
 
 def _quantiles(errors: np.ndarray) -> np.ndarray:

@@ -14,8 +14,10 @@ from scipy import sparse
 from . import _validate
 from ._compat import is_sparse
 from ._config import Likelihood
+from ._stored import OnDisk, ahead, is_stored, on_disk
 
-_SCAN_ROWS = 4096
+#: Rows checked at a time, and values of them at most.
+_SCAN_ROWS, _SCAN_VALUES = 4096, 2**25
 #: Whole numbers that never reach this are levels of something rather than counts.
 _FEW_COUNTS = 10
 
@@ -117,6 +119,17 @@ class Source:
         return self.matrix[self.rows[cells]]
 
 
+def row_bytes(matrix: Any) -> float:
+    """Bytes that a row of a matrix, or of what it is a view of, takes to be read from disk."""
+    if isinstance(matrix, OnDisk):
+        return matrix.row_bytes
+    if isinstance(matrix, Stacked):
+        return max(row_bytes(matrix.upper), row_bytes(matrix.lower))
+    if isinstance(matrix, Shuffled):
+        return 2 * row_bytes(matrix.matrix)
+    return row_bytes(matrix.matrix) if isinstance(matrix, Columns) else 0
+
+
 def to_dense(block: Any) -> np.ndarray:
     """Return a block of rows as an array."""
     return np.asarray(block.toarray() if is_sparse(block) else block)
@@ -125,13 +138,13 @@ def to_dense(block: Any) -> np.ndarray:
 def matrix_of(
     adata: AnnData, name: str, layer: str | None, use_rep: str | None
 ) -> tuple[Any, pd.Index]:
-    """Return the matrix a modality is read from (CSR or 2-D array) and the names of its features.
+    """Return the matrix a modality is read from (CSR, 2-D array, on disk) and its features' names.
 
     Raises
     ------
     ValueError
-        Both or an unknown `layer` / `use_rep`, no matrix, a matrix that is not two-dimensional or
-        not numeric.
+        Both or an unknown `layer` / `use_rep`, no matrix, a matrix that is not two-dimensional, not
+        numeric, or on disk and stored by features.
     """
     if layer is not None and use_rep is not None:
         raise ValueError(
@@ -166,9 +179,9 @@ def _readable(matrix: Any, name: str) -> Any:
         raise ValueError(
             f"modality {name!r}: expected a matrix in .X, found none. Name a layer or use_rep."
         )
-    if hasattr(matrix, "to_memory"):  # a backed sparse matrix: read as sparse
-        matrix = matrix.to_memory()
-    if is_sparse(matrix):
+    if is_stored(matrix):
+        matrix = on_disk(matrix, name)
+    elif is_sparse(matrix):
         matrix = matrix if matrix.format == "csr" else matrix.tocsr()
     else:
         matrix = np.asarray(matrix)
@@ -242,17 +255,23 @@ def kind_of(matrix: Any, features: pd.Index, name: str) -> Kind:
 
 def _finite_blocks(matrix: Any, features: pd.Index, name: str) -> Iterator[Any]:
     """Blocks of rows; an error where values are not finite."""
-    for start in range(0, matrix.shape[0], _SCAN_ROWS):
-        block = matrix[start : start + _SCAN_ROWS]
+    for block in _row_blocks(matrix):
         if not _finite(block):
             _raise_not_finite(matrix, features, name)
         yield block
 
 
+def _row_blocks(matrix: Any) -> Iterator[Any]:
+    """Blocks of consecutive rows; those on disk are read ahead."""
+    n_rows, n_columns = matrix.shape
+    step = max(1, min(_SCAN_ROWS, _SCAN_VALUES // max(n_columns, 1)))
+    blocks = (matrix[start : start + step] for start in range(0, n_rows, step))
+    return ahead(blocks) if row_bytes(matrix) else blocks
+
+
 def _raise_not_finite(matrix: Any, features: pd.Index, name: str) -> None:
     per_feature = np.zeros(matrix.shape[1], np.int64)
-    for start in range(0, matrix.shape[0], _SCAN_ROWS):
-        block = matrix[start : start + _SCAN_ROWS]
+    for block in _row_blocks(matrix):
         with np.errstate(over="ignore"):
             bad = ~np.isfinite(to_dense(block).astype(np.float32, copy=False))
         per_feature += bad.sum(0)

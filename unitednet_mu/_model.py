@@ -170,15 +170,15 @@ class Model:
         if modalities is not None:
             used[:] = False
             used[[self.modality_index(name, "modalities") for name in as_list(modalities)]] = True
-        observed = data.observed & used
+            data = data.restricted(np.flatnonzero(used).tolist())
+        observed = data.observed
         n, k = len(data), self.info.network.n_latent
         codes = np.full((n, len(used), k), np.nan, np.float32)
         fused = np.full((n, k), np.nan, np.float32)
         logits = np.full((n, len(self.info.groups)), np.nan, np.float32)
+        known = data.in_file_order(np.flatnonzero(observed.any(1)))
         with torch.no_grad():
-            for cells, batch in data.batches_of(
-                np.flatnonzero(observed.any(1)), _INFERENCE_CELLS, self.device
-            ):
+            for cells, batch in data.batches_of(known, _INFERENCE_CELLS, self.device):
                 mask = torch.from_numpy(observed[cells]).to(self.device)
                 values = self.codes(batch)
                 z = self.network.fusion(values, mask)
@@ -242,12 +242,12 @@ class Model:
         for s, path in paths.items():
             if path is None:
                 continue
-            cells = np.flatnonzero(data.observed[:, s])
-            for start in range(0, len(cells), _INFERENCE_CELLS):
-                chunk = cells[start : start + _INFERENCE_CELLS]
+            alone = data.restricted([s])
+            cells = alone.in_file_order(np.flatnonzero(data.observed[:, s]))
+            for chunk, part, here in alone.blocks_of(cells, _INFERENCE_CELLS):
                 observed = torch.from_numpy(data.observed[chunk] & used).to(self.device)
                 weight = network.fusion.weights(observed).mean(2)[:, s, None]
-                x = torch.from_numpy(data.sources[s].take(chunk)).to(self.device)
+                x = torch.from_numpy(part.sources[s].take(here)).to(self.device)
                 added = path(network.standardisers[s](x)) * weight * scale
                 predicted[chunk] += added.cpu().numpy()
 

@@ -141,7 +141,8 @@ def write_prediction(
         {"feature": features, **dict(zip(ACCURACY, accuracy, strict=True))},
         index=[f"{name}:{feature}" for feature in features],
     )
-    predicted = AnnData(values[cells], obs=pd.DataFrame(index=mdata.obs_names[cells]), var=var)
+    values = values if cells.all() else values[cells]
+    predicted = AnnData(values, obs=pd.DataFrame(index=mdata.obs_names[cells]), var=var)
     predicted.uns[PREDICTED_MARK] = {
         "source": np.asarray(source, dtype=str),
         "target": target,

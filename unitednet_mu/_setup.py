@@ -20,18 +20,17 @@ _STEPS = 750
 def set_statistics(network: UnitedNetwork, data: Dataset, cells: np.ndarray) -> None:
     """Set the standardisers from training cells, and the decoders' first guess to the mean.
 
-    Sums run over the cells in the order given, in float64 and in blocks; nothing is densified as a
-    whole.
+    Sums run over the cells in the order given (on disk, if that takes several readings, in the
+    order of the file), in float64 and in blocks; nothing is densified or read as a whole.
     """
-    for m, source in enumerate(data.sources):
+    for m in range(len(data.sources)):
         scaler = StandardScaler(with_mean=False)
         mine = cells[data.observed[cells, m]]
         if not len(mine):
             continue
-        for start in range(0, len(mine), _STATISTICS_BATCH):
-            scaler.partial_fit(
-                source.sparse_or_dense(mine[start : start + _STATISTICS_BATCH]).astype(np.float64)
-            )
+        alone = data.restricted([m])
+        for _, part, here in alone.blocks_of(alone.in_file_order(mine), _STATISTICS_BATCH):
+            scaler.partial_fit(part.sources[m].sparse_or_dense(here).astype(np.float64))
         standardiser = cast("Standardiser", network.standardisers[m])
         standardiser.mean.copy_(torch.from_numpy(scaler.mean_))
         standardiser.scale.copy_(torch.from_numpy(scaler.scale_))

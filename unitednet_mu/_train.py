@@ -253,7 +253,7 @@ class Trainer:
         """Step through all training cells; mean of every term."""
         self.network.train()
         values: dict[str, list[float]] = defaultdict(list)
-        order = self.train_cells[self.rng.permutation(len(self.train_cells))]
+        order = self.data.shuffled(self.train_cells, self.batch_size, self.rng)
         for _, batch in self.data.batches_of(order, self.batch_size, self.device):
             for terms in self._steps(tasks, batch, phase.plan.identify, phase.optimisers):
                 if "discriminator" not in terms:  # that step leaves the network as it is
@@ -298,7 +298,8 @@ class Trainer:
         tasks.network.eval()
         sums: dict[str, float] = defaultdict(float)
         cells_seen: dict[str, int] = defaultdict(int)
-        for cells, batch in self.data.batches_of(self.held_out, _EVALUATION_BATCH, self.device):
+        held_out = self.data.in_file_order(self.held_out)
+        for cells, batch in self.data.batches_of(held_out, _EVALUATION_BATCH, self.device):
             codes, observed = tasks.codes(batch)
             terms = tasks.label_free(batch, codes, observed)
             if identify:

@@ -13,6 +13,7 @@ from anndata import AnnData
 from mudata import MuData
 
 from ._keys import DERIVED_MARK, PREDICTED_MARK
+from ._stored import is_on_disk
 
 #: So many cells with a value each of its own hold identifiers; fewer may be single examples.
 _FEWEST_IDENTIFIERS = 10
@@ -33,15 +34,18 @@ def unknown_name(kind: str, name: object, available: Iterable[Any], todo: str = 
     return f"{kind} {name!r} not found; available: {_some(available, 30)}.{hint}{todo}"
 
 
-def check_mudata(mdata: object, argument: str = "mdata") -> MuData:
+def check_mudata(mdata: object, argument: str = "mdata", *, copy: bool = False) -> MuData:
     """Return `mdata` if it is a MuData that shares cells (axis 0), not empty, names unique.
+
+    `copy` says whether it is to be copied.
 
     Raises
     ------
     TypeError
         Not a MuData.
     ValueError
-        Features shared instead of cells (``axis=1``), duplicate names, no cells or no modalities.
+        Features shared instead of cells (``axis=1``), duplicate names, no cells or no modalities;
+        matrices on disk, and a view of them or to be copied.
     """
     if isinstance(mdata, AnnData):
         raise TypeError(
@@ -75,6 +79,14 @@ def check_mudata(mdata: object, argument: str = "mdata") -> MuData:
                 "it."
             )
         _check_unique(adata.obs_names, f"{argument}: cell names of modality {name!r}")
+    view = mdata.is_view or any(adata.is_view for adata in mdata.mod.values())
+    if (copy or view) and is_on_disk(mdata):
+        found = "a view of it" if view else "copy=True"
+        raise ValueError(
+            f"{argument}: expected all of a MuData on disk, found {found}, which would be read "
+            "into memory. Write it to a file of its own and use that: "
+            'mdata.copy(filename="other.h5mu").'
+        )
     return mdata
 
 

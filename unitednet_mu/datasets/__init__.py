@@ -1,8 +1,15 @@
-"""Example data: a small real set that ships with the package, and simulators with known truth."""
+"""Example data, real and simulated with known truth; a zarr store opened without reading it."""
 
 from ._pbmc import pbmc_citeseq
 from ._regulation import simulate_regulation
 from ._simulate import simulate_multimodal
 from ._two_views import simulate_two_views
+from ._zarr import open_zarr
 
-__all__ = ["pbmc_citeseq", "simulate_multimodal", "simulate_regulation", "simulate_two_views"]
+__all__ = [
+    "open_zarr",
+    "pbmc_citeseq",
+    "simulate_multimodal",
+    "simulate_regulation",
+    "simulate_two_views",
+]

@@ -11,6 +11,7 @@ from mudata import MuData
 from scipy import sparse
 
 from .._compat import add_modality, copied, is_sparse, make_real, quiet_update, undo_on_error
+from .._stored import is_on_disk
 from .._validate import check_modalities, check_mudata, unknown_name
 
 COUNTS = "counts"
@@ -21,10 +22,11 @@ def start(mdata: object, mod: str, copy: bool) -> MuData:
     """Check `mdata` and the modality's name; return the object to change, or a copy of it."""
     checked = check_mudata(mdata)
     check_modalities(checked, [mod])
-    if checked.isbacked:
+    if is_on_disk(checked):
+        found = f"backed by {str(checked.filename)!r}" if checked.isbacked else "on disk"
         raise ValueError(
-            f"mdata: expected data in memory, found it backed by {str(checked.filename)!r}, whose "
-            "file would change. Read it whole: mudata.read_h5mu(path)."
+            f"mdata: expected data in memory, found it {found}, where it would change. Read it "
+            "whole: mudata.read_h5mu(path), or mudata.read_zarr(path)."
         )
     return copied(checked) if copy else checked
 

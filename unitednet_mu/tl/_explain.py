@@ -193,7 +193,8 @@ def explain(
         can do. `per_cell`, `n_repeats` or `n_permutations` with several models, or models that do
         not fit together: other modalities, features, layers, likelihoods, labels or number of
         groups. With `n_repeats` or `n_permutations`, `mdata` lacks what the model was trained on.
-        `n_permutations` of groups that were found without labels.
+        `n_permutations` of groups that were found without labels. `mdata` on disk is a view or to
+        be copied.
     RuntimeError
         Attributions do not add up to the output; of expected gradients: the typical error exceeds
         the tolerance by more than five times what chance lets expect.
@@ -244,7 +245,7 @@ def explain(
     >>> un.get.relevance(mdata, n_top=3).shape[0]
     6
     """
-    check_mudata(mdata)
+    check_mudata(mdata, copy=copy)
     keys = check_key_added(mdata, key_added)
     seed = check_random_state(random_state)
     _check_choice(source, target, output, top_k, transform_batch)

@@ -67,7 +67,8 @@ def fit(
     ----------
     mdata
         Prepared data (see `pp`), cells shared (``axis=0``). Sparse matrices are read in
-        mini-batches.
+        mini-batches; so are matrices on disk (``mudata.read_h5mu(path, backed="r")``,
+        `datasets.open_zarr`), which are never read whole: see the guide.
     labels_key
         Column of ``mdata.obs`` (or of the modalities' ``.obs``) with labels; cells with a missing
         label train everything but the group identification.
@@ -144,7 +145,8 @@ def fit(
         Both `labels_key` and `n_groups`; an unknown modality, column, layer or setting; one class
         only or all labels missing; a column of measurements or identifiers; NaN or infinite
         values; too few cells; a `checkpoint_dir` that cannot be used, is in use, or holds
-        checkpoints that `resume` does not ask for, that are damaged, or of other data or settings.
+        checkpoints that `resume` does not ask for, that are damaged, or of other data or settings;
+        matrices on disk that are stored by features, of which `mdata` is a view, or to be copied.
         Nothing is trained or written then.
     RuntimeError
         Training diverged before it had learned anything; nothing is written.
@@ -175,7 +177,7 @@ def fit(
     >>> mdata.uns["unitednet"]["groups"].tolist()
     ['group0', 'group1']
     """
-    check_mudata(mdata)
+    check_mudata(mdata, copy=copy)
     keys = check_key_added(mdata, key_added)
     _check_choice(labels_key, n_groups, model, reset_head)
     _check_checkpoints(checkpoint_dir, checkpoint_every, resume)

@@ -60,7 +60,8 @@ def integrate(
     TypeError
         `mdata` is not a MuData, or `model` not a model.
     ValueError
-        No model is stored, or features of the model are missing.
+        No model is stored, features of the model are missing, or `mdata` on disk is a view or to be
+        copied.
 
     Warns
     -----
@@ -76,7 +77,7 @@ def integrate(
     >>> mdata.obsm["X_unitednet"].shape
     (60, 32)
     """
-    check_mudata(mdata)
+    check_mudata(mdata, copy=copy)
     keys = check_key_added(mdata, key_added)
     found = resolve_model(model, mdata, key_added, device)
     encoded = found.encode(mdata)

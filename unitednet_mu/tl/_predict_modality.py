@@ -11,6 +11,7 @@ from .._keys import DEFAULT_STEM, check_key_added
 from .._model import Model, as_list
 from .._validate import check_mudata, is_predicted
 from ._common import resolve_model
+from ._explain_cost import available_memory
 
 
 def predict_modality(
@@ -69,7 +70,9 @@ def predict_modality(
     TypeError
         `mdata` is not a MuData, or `model` not a model.
     ValueError
-        An unknown modality or batch; no cell has the source; a measured modality bears the name.
+        An unknown modality or batch; no cell has the source; a measured modality bears the name;
+        the prediction does not fit into memory, found before anything is computed; `mdata` on disk
+        is a view or to be copied.
 
     Warns
     -----
@@ -85,7 +88,7 @@ def predict_modality(
     >>> mdata["adt_from_rna"].var["feature"].iloc[0] == mdata["adt"].var_names[0]
     True
     """
-    check_mudata(mdata)
+    check_mudata(mdata, copy=copy)
     keys = check_key_added(mdata, key_added)
     found = resolve_model(model, mdata, key_added, device)
     sources = as_list(source)
@@ -93,7 +96,7 @@ def predict_modality(
         found.modality_index(name, "source")
     if not sources or len(set(sources)) != len(sources):
         raise ValueError(f"source: expected one or several different modalities, found {sources}.")
-    found.modality_index(target, "target")
+    aim = found.modality_index(target, "target")
     name = keys.predicted(sources, target)
     if name in mdata.mod and not is_predicted(mdata.mod[name]):
         raise ValueError(
@@ -111,7 +114,22 @@ def predict_modality(
             f"source: expected cells with {sources}, found none; modalities here: "
             f"{list(mdata.mod)}."
         )
+    n_known = int(data.observed[:, used].any(1).sum())
+    _check_room(len(data), n_known, len(found.info.modalities[aim].features), target)
     values = found.predict(data, sources, target, transform_batch=transform_batch)
     result = _results.target_of(mdata, copy)
     _results.write_prediction(result, keys, found, sources, target, values)
     return result if copy else None
+
+
+def _check_room(n_cells: int, n_known: int, n_features: int, target: str) -> None:
+    """Refuse what memory cannot hold: values of all cells, and a copy where some have no source."""
+    copied = n_known if n_known < n_cells else 0
+    needed, room = 4.0 * (n_cells + copied) * n_features, available_memory()
+    if needed > room:
+        raise ValueError(
+            f"target: expected a prediction that fits into memory, found {n_known} cells "
+            f"x {n_features} features of {target!r}, {needed / 2**30:.3g} GiB, where "
+            f"{room / 2**30:.3g} GiB are free. Predict the cells in parts, from files that hold "
+            "some of them each, with model=unitednet_mu.get.model(mdata)."
+        )

@@ -110,7 +110,8 @@ def transfer_labels(
         Either is not a MuData, or `model` not a model.
     ValueError
         The model was trained without labels, features are missing, the threshold is not in [0, 1),
-        the novelty threshold is not above 0, or `training` is given without `adapt`.
+        the novelty threshold is not above 0, `training` is given without `adapt`, or `query` or
+        `reference`, on disk, is a view or to be copied.
 
     Warns
     -----
@@ -128,7 +129,7 @@ def transfer_labels(
     >>> len(query.obs["unitednet_label"])
     20
     """
-    check_mudata(query, "query")
+    check_mudata(query, "query", copy=copy)
     check_mudata(reference, "reference")
     keys = check_key_added(query, key_added)
     seed = check_random_state(random_state)
