@@ -29,7 +29,7 @@ _SETTINGS: dict[str, Any] = {
 }
 
 
-@settings(max_examples=20, **_SETTINGS)
+@settings(max_examples=12, **_SETTINGS)
 @given(mdata=mudatas(), asked=st.sampled_from(_fuzz.ASKED))
 def test_any_input(mdata: MuData, asked: Mapping[str, Any]) -> None:
     _, wrong = _fuzz.outcome(mdata, asked)
