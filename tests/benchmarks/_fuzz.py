@@ -5,11 +5,15 @@ from __future__ import annotations
 import sys
 import warnings
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from _compare import fingerprint_of
 from hypothesis import HealthCheck, Phase, given, seed, settings
+from hypothesis import strategies as st
 from mudata import MuData
 
 import unitednet_mu as un
@@ -17,7 +21,7 @@ from unitednet_mu._compat import quiet_update
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from strategies import mudatas
+from strategies import mudatas, queries
 
 #: Settings of `tl.fit`: a small network, trained for a moment.
 _QUICK = {
@@ -29,26 +33,26 @@ _QUICK = {
 _FEW = {"n_cells": 3, "n_background": 3, "device": "cpu", "progress": False}
 
 
-def outcome(mdata: MuData) -> tuple[str, str]:
+#: What a message about the user's data names: a modality, the column, cells, features, values.
+_NAMED = ("modality", "modalities", "label", "cells", "features", "groups", "values")
+#: Ways to ask for groups.
+ASKED: Sequence[Mapping[str, Any]] = (
+    {"labels_key": "label"},
+    {"n_groups": 2},
+    {"n_groups": "auto"},
+)
+
+
+def outcome(mdata: MuData, asked: Mapping[str, Any] = ASKED[0]) -> tuple[str, str]:
     """Return ``"works"`` or ``"refused"``, and what is wrong with that, ``""`` for nothing."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         work = _copied(mdata)
-        before = sorted(work.uns), sorted(work.obsm), sorted(work.mod), list(work.obs)
-        try:
-            un.tl.fit(work, labels_key="label", **_QUICK)
-        except (ValueError, TypeError) as error:
-            after = sorted(work.uns), sorted(work.obsm), sorted(work.mod), list(work.obs)
-            wrong = "" if before == after else "changed, though refused"
-            message = str(error)
-            # the culprit: a modality, the column, or how many cells there are
-            named = ("modality", "label", "cells", "cell names", "features")
-            if "\n" in message or not any(name in message for name in named):
-                wrong = f"a message that names nothing: {message[:200]!r}"
-            return "refused", wrong
-        except Exception as error:  # anything else is what is looked for
-            return "works", f"fit: {type(error).__name__}: {error}"[:300]
-        for step in (_integrated, _predicted, _transferred, _explained):
+        refused, wrong = _refused(work, lambda: un.tl.fit(work, **asked, **_QUICK))
+        if refused or wrong:
+            return "refused" if refused else "works", wrong
+        steps = [_integrated, _predicted, _explained, _explained_across]
+        for step in [*steps, _transferred] if "labels_key" in asked else steps:
             try:
                 wrong = step(work)
             except Exception as error:
@@ -56,6 +60,64 @@ def outcome(mdata: MuData) -> tuple[str, str]:
             if wrong:
                 return "works", f"{step.__name__}: {wrong}"
     return "works", ""
+
+
+def outcome_of_query(query: MuData, reference: MuData) -> tuple[str, str]:
+    """Hand a query to every function with the model of `reference`, as :func:`outcome` does."""
+    model, known = un.get.model(reference), {"device": "cpu", "progress": False}
+    adapted = {"training": {"max_epochs": 1}, "adapt": True, "progress": False}
+    calls: Mapping[str, Callable[[MuData], Any]] = {
+        "integrate": lambda m: un.tl.integrate(m, model=model, device="cpu"),
+        "predict_modality": lambda m: un.tl.predict_modality(
+            m, model=model, source="rna", target="adt", device="cpu"
+        ),
+        "transfer_labels": lambda m: un.tl.transfer_labels(m, reference, adapt=False, **known),
+        "transfer_labels, adapted": lambda m: un.tl.transfer_labels(m, reference, **adapted),
+        "explain": lambda m: un.tl.explain(m, model=model, **_FEW),
+    }
+    n_refused = 0
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for name, call in calls.items():
+            work = _copied(query)
+            refused, wrong = _refused(work, partial(call, work))
+            if not (refused or wrong):
+                wrong = _not_finite(work)
+            if wrong:
+                return "works", f"{name}: {wrong}"
+            n_refused += refused
+    return "refused" if n_refused == len(calls) else "works", ""
+
+
+def _refused(mdata: MuData, call: Callable[[], Any]) -> tuple[bool, str]:
+    """Call; whether that was refused, and what is wrong with how."""
+    before = fingerprint_of(mdata)
+    try:
+        call()
+    except (ValueError, TypeError, RuntimeError) as error:
+        message = str(error)
+        if fingerprint_of(mdata) != before:
+            return True, "changed, though refused"
+        if "\n" in message or not any(name in message for name in _NAMED):
+            return True, f"a message that names nothing: {message[:200]!r}"
+        return True, ""
+    except Exception as error:  # anything else is what is looked for
+        return False, f"{type(error).__name__}: {error}"[:300]
+    return False, ""
+
+
+def _not_finite(mdata: MuData) -> str:
+    """Return what is not finite among the results, ``""`` for nothing."""
+    found = {f".obsm[{key!r}]": mdata.obsm[key] for key in mdata.obsm if "unitednet" in key}
+    found |= {f".mod[{name!r}]": mdata.mod[name].X for name in mdata.mod if "_from_" in name}
+    for name, values in found.items():
+        if not np.isfinite(np.asarray(values)).all():
+            return f"{name} is not finite"
+    if any("unitednet_relevance" in mdata.mod[name].varm for name in mdata.mod):
+        measured = un.get.relevance(mdata)
+        if np.isinf(measured["value"].to_numpy(float)).any():
+            return "relevance is infinite"
+    return ""
 
 
 def _copied(mdata: MuData) -> MuData:
@@ -114,6 +176,16 @@ def _explained(mdata: MuData) -> str:
     return "" if set(table["feature"]) <= wanted and len(table) else "relevance of other features"
 
 
+def _explained_across(mdata: MuData) -> str:
+    source, target = un.get.model(mdata).modality_names[:2]
+    un.tl.explain(mdata, source=source, target=target, top_k=None, **_FEW)
+    table = un.get.cross_relevance(mdata, source=source, target=target)
+    known = set(mdata.mod[source].var_names), set(mdata.mod[target].var_names)
+    if not (set(table["feature"]) <= known[0] and set(table["target_feature"]) <= known[1]):
+        return "relevance of other features"
+    return "" if np.isfinite(table["value"].to_numpy(float)).all() else "relevance is not finite"
+
+
 def prepared(mdata: MuData) -> str:
     """Prepare each modality as each kind: finite values of the same cells, or an error."""
     with warnings.catch_warnings():
@@ -140,6 +212,34 @@ def prepared(mdata: MuData) -> str:
 
 def any_inputs(n: int, number: int = 0) -> tuple[Mapping[str, int], dict[str, str]]:
     """Run `n` drawn MuData; return how many worked and were refused, and problems by kind."""
+
+    def run(mdata: MuData, asked: Mapping[str, Any]) -> tuple[str, str]:
+        what, wrong = outcome(mdata, asked)
+        if not wrong and (unprepared := prepared(mdata)):
+            wrong = f"prepare: {unprepared}"
+        return what, wrong
+
+    return _tally(run, n, number, mudatas(), st.sampled_from(ASKED))
+
+
+def any_queries(n: int, number: int = 0) -> tuple[Mapping[str, int], dict[str, str]]:
+    """Run `n` drawn queries against one model; return what :func:`any_inputs` does."""
+    reference = reference_cells()
+    return _tally(lambda q: outcome_of_query(q, reference), n, number, queries(reference))
+
+
+def reference_cells() -> MuData:
+    """Plain cells with a model of their labels."""
+    mdata = un.datasets.simulate_multimodal(
+        n_obs=40, n_groups=3, n_vars={"rna": 8, "adt": 6}, random_state=1
+    )
+    un.tl.fit(mdata, labels_key="cell_type", **_QUICK)
+    return mdata
+
+
+def _tally(
+    run: Callable[..., tuple[str, str]], n: int, number: int, *drawn: st.SearchStrategy[Any]
+) -> tuple[Mapping[str, int], dict[str, str]]:
     tally: Counter[str] = Counter()
     problems: dict[str, str] = {}
 
@@ -151,14 +251,12 @@ def any_inputs(n: int, number: int = 0) -> tuple[Mapping[str, int], dict[str, st
         phases=(Phase.generate,),
         suppress_health_check=list(HealthCheck),
     )
-    @given(mdata=mudatas())
-    def run(mdata: MuData) -> None:
-        what, wrong = outcome(mdata)
+    @given(st.tuples(*drawn))
+    def each(inputs: tuple[Any, ...]) -> None:
+        what, wrong = run(*inputs)
         tally[what] += 1
-        if not wrong and (unprepared := prepared(mdata)):
-            wrong = f"prepare: {unprepared}"
         if wrong:
-            problems.setdefault(wrong, repr(mdata))
+            problems.setdefault(wrong, repr(inputs))
 
-    run()
+    each()
     return dict(tally), problems

@@ -12,7 +12,8 @@ anndata is reached, half of them where results are written; the object, and a vi
 must be as before or complete, and random generators, threads and signals as before. ``hostile``:
 stored models that are damaged or made to do harm are refused in one line, or read as sound models,
 without code run or memory taken. ``inputs``: MuData of every shape go through the five functions,
-and either give finite results that follow cells by name or are refused.
+and either give finite results that follow cells by name or are refused; so do as many queries, with
+odd values, features and modalities, to a model of plain cells.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from _faults import CALLS, ERRORS, Faults, Point
-from _fuzz import any_inputs
+from _fuzz import any_inputs, any_queries
 from _hostile import hostile_models
 from _kills import CASES, killed_at_random, start
 
@@ -133,8 +134,9 @@ def hostile(chosen: argparse.Namespace, rng: np.random.Generator) -> Iterator[tu
 
 
 def inputs(chosen: argparse.Namespace, rng: np.random.Generator) -> Iterator[tuple[str, int, int]]:
-    """Inputs that work or are refused, of all."""
+    """Inputs, and queries to a model, that work or are refused, of all."""
     yield _drawn("inputs", *any_inputs(chosen.inputs, int(rng.integers(2**31))))
+    yield _drawn("queries", *any_queries(chosen.inputs, int(rng.integers(2**31))))
 
 
 def _drawn(
