@@ -8,9 +8,12 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
+import mudata as md
 import numpy as np
+import pandas as pd
 from _compare import fingerprint_of
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
@@ -51,7 +54,7 @@ def outcome(mdata: MuData, asked: Mapping[str, Any] = ASKED[0]) -> tuple[str, st
         refused, wrong = _refused(work, lambda: un.tl.fit(work, **asked, **_QUICK))
         if refused or wrong:
             return "refused" if refused else "works", wrong
-        steps = [_integrated, _predicted, _explained, _explained_across]
+        steps = [_integrated, _from_disk, _predicted, _explained, _explained_across]
         for step in [*steps, _transferred] if "labels_key" in asked else steps:
             try:
                 wrong = step(work)
@@ -145,6 +148,23 @@ def _integrated(mdata: MuData) -> str:
     ):
         return "probabilities that do not add up, or of other cells"
     return "" if same else "results follow positions, not names"
+
+
+def _from_disk(mdata: MuData) -> str:
+    """Embed from a file that is not read whole, unless it is stored by features."""
+    with TemporaryDirectory() as folder, quiet_update():
+        path = Path(folder) / "cells.h5mu"
+        MuData({m: mdata.mod[m].copy() for m in un.get.model(mdata).modality_names}).write(path)
+        backed = md.read_h5mu(path, backed="r")
+        try:
+            un.tl.integrate(backed, model=un.get.model(mdata))
+            found = pd.DataFrame(backed.obsm["X_unitednet"], backed.obs_names)
+        except ValueError as error:
+            return "" if "stored by features" in str(error) else f"{error}"[:300]
+        finally:
+            backed.file.close()
+    same = np.allclose(found.loc[mdata.obs_names], mdata.obsm["X_unitednet"], atol=1e-4, rtol=1e-4)
+    return "" if same else "another embedding from disk"
 
 
 def _predicted(mdata: MuData) -> str:
