@@ -22,11 +22,11 @@ from unitednet_mu import _config, _model
 ROOT = Path(un.__file__).parent
 #: What may import what: a file imports files of its own line or of lines above, never of one below.
 LAYERS = (
-    ("_keys", "_compat", "_plain", "_interrupt", "_process"),
+    ("_keys", "_compat", "_kinds", "_plain", "_interrupt", "_process"),
     ("_validate",),
     ("_config",),
-    ("_presets",),
     ("_matrix",),
+    ("_presets",),
     ("_data", "_info", "_storage"),
     ("_checkpoint",),
     ("_session",),
