@@ -38,7 +38,7 @@ LAYERS = (
     ("_train",),
     ("_rebuild",),
     ("_model",),
-    ("_novelty",),
+    ("_leave_out", "_novelty"),
     ("_direct_path",),
     ("_held_out",),
     ("_fit",),
