@@ -18,8 +18,8 @@ from mudata import MuData
 import unitednet_mu as un
 from unitednet_mu._compat import is_sparse, quiet_update
 from unitednet_mu._data import to_dense
-from unitednet_mu._validate import derived_from, measured_modalities, obs_column
 from unitednet_mu._kinds import USUAL_NAMES, Kind
+from unitednet_mu._validate import derived_from, measured_modalities, obs_column
 
 #: Labels that say that a cell has none.
 NO_LABEL = ("", "nan", "none", "na", "unknown", "unassigned", "unlabelled", "unlabeled")

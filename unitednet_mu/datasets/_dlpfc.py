@@ -83,8 +83,8 @@ def dlpfc_visium(path: StrPath, *, slices: Sequence[str | int] | None = None) ->
     UnitedNet's authors add a niche modality (:func:`~unitednet_mu.pp.niche`), and image features
     (of a pretrained network around each spot), which are not among these files.
 
-    Positions and layers were compared with the files of that repository; the matrices are read by
-    scanpy as of any 10x experiment, the real ones were not at hand.
+    The columns of positions and layers are those seen in files of that repository; matrices are
+    read by scanpy as of any 10x experiment, and the real ones were not at hand.
 
     Examples
     --------
