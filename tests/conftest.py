@@ -13,7 +13,10 @@ os.environ.setdefault("MPLBACKEND", "Agg")  # no display needed, before anything
 # one thread each: the sets are small, and test processes may run side by side (numba, which scanpy
 # uses, would otherwise raise the number of OpenMP threads for torch too, halfway through)
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-os.environ.setdefault("NUMBA_NUM_THREADS", "1")
+if "numba" in sys.modules:  # loaded by a plugin of pytest already: too late for the variable
+    sys.modules["numba"].set_num_threads(1)
+else:
+    os.environ.setdefault("NUMBA_NUM_THREADS", "1")
 
 import numpy as np
 import pytest

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -133,3 +134,15 @@ def test_without_the_library(mdata: md.MuData, monkeypatch: pytest.MonkeyPatch) 
         pl.cross_relevance(mdata, kind="chord", **PAIR)
     assert not plt.get_fignums()
     assert pl.cross_relevance(mdata, **PAIR)
+
+
+def test_settings_of_matplotlib_stay() -> None:
+    """The library sets how every figure is saved when it is imported."""
+    code = (
+        "import matplotlib as mpl; before = dict(mpl.rcParams); "
+        "from unitednet_mu.pl import _chord; _chord._library(); "
+        "changed = [name for name in before if mpl.rcParams[name] != before[name]]; "
+        "raise SystemExit(str(changed) if changed else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import layouts
 import pytest
 from mudata import MuData
 
@@ -39,10 +40,11 @@ def examples() -> list[doctest.DocTest]:
 
 @pytest.fixture
 def away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """An empty folder to write to, and no figure left open."""
+    """A folder to write to, with small files named as public downloads; no figure left open."""
     import matplotlib.pyplot as plt
 
     monkeypatch.chdir(tmp_path)
+    layouts.write_all(tmp_path)
     yield
     plt.close("all")
 

@@ -80,6 +80,9 @@ def results(groups: list[str] = GROUPS) -> dict[str, object]:
         "groups": names,
         "labels": np.array(["B", *groups]),
         "modality_weights": pd.DataFrame({"weight": [0.75, 0.25]}, index=["rna", "adt"]),
+        "modality_effects": pd.DataFrame(
+            np.resize([0.5, 0.02, -0.1, np.nan, 0.9, 0.3], (n, 2)), names, ["rna", "adt"]
+        ),
         "model": {"weights": np.arange(5, dtype=np.uint8), "config": '{"a": 1}'},
         "relevance": {
             "groups": names,

@@ -177,3 +177,41 @@ def test_order_of_cells_in_modalities_does_not_matter(fitted: MuData) -> None:
     np.testing.assert_allclose(
         own.loc[fitted.obs_names].to_numpy(), fitted.mod["adt"].obsm["X_unitednet"], atol=1e-6
     )
+
+
+def test_effects_are_what_leaving_a_modality_out_does(fitted_mosaic: MuData) -> None:
+    """By hand: group probabilities of cells with both modalities, and again from one alone."""
+    un.tl.integrate(fitted_mosaic)
+    model = un.get.model(fitted_mosaic)
+    table = un.get.modality_effects(fitted_mosaic)
+    assert table.index.tolist() == ["group0", "group1", "group2"]
+    assert table.columns.tolist() == ["rna", "adt"]
+    whole = fitted_mosaic.obsm["unitednet_probabilities"]
+    own = whole.argmax(1)
+    assert len(set(own)) > 1
+    names = [set(fitted_mosaic[mod].obs_names) for mod in ("rna", "adt")]
+    both = fitted_mosaic.obs_names.isin(names[0] & names[1])
+    for left_out, other in (("rna", "adt"), ("adt", "rna")):
+        alone = model.encode(fitted_mosaic, modalities=other).probabilities
+        for g, group in enumerate(table.index):
+            cells = np.flatnonzero(both & (own == g))
+            drop = (whole[cells, g] - alone[cells, g]).mean() if len(cells) else np.nan
+            np.testing.assert_allclose(table.loc[group, left_out], drop, atol=1e-6)
+
+
+def test_effects_are_unknown_where_no_cell_tells(fitted: MuData) -> None:
+    alone = MuData({"rna": fitted["rna"].copy()})
+    un.tl.integrate(alone, model=un.get.model(fitted))
+    assert un.get.modality_effects(alone).isna().all(axis=None)
+
+
+def test_effects_tell_which_view_a_group_is_told_by() -> None:
+    """Two views, of which each alone tells other groups apart."""
+    mdata = un.datasets.simulate_two_views(n_obs=240, n_groups=4, noise=0.2, random_state=0)
+    training = {"max_epochs": 40, "refit": False}
+    un.tl.fit(mdata, labels_key="cell_type", training=training, progress=False, device="cpu")
+    un.tl.integrate(mdata)
+    effects = un.get.modality_effects(mdata)
+    first, second = ["group0", "group1"], ["group2", "group3"]
+    assert effects.loc[first, "view_a"].min() > effects.loc[first, "view_b"].max()
+    assert effects.loc[second, "view_b"].min() > effects.loc[second, "view_a"].max()

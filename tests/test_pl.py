@@ -118,6 +118,20 @@ def test_modality_weights(mdata: md.MuData) -> None:
     check_layout(ax)
 
 
+def test_modality_effects(mdata: md.MuData) -> None:
+    ax = pl.modality_weights(mdata, kind="effects")
+    assert ticks(ax, "x") == ["rna", "adt"]
+    assert ticks(ax, "y") == ["CD4/CD8", "γδ T", "7"]
+    assert [text.get_text() for text in ax.texts] == ["0.50", "0.02", "-0.10", "0.90", "0.30"]
+    assert (ax.images[0].norm.vmin, ax.images[0].norm.vmax) == (-1, 1)
+    check_layout(ax)
+    with pytest.raises(ValueError, match=r"kind: expected one of \['weights', 'effects'\]"):
+        pl.modality_weights(mdata, kind="effect")
+    del mdata.uns["unitednet"]["modality_effects"]
+    with pytest.raises(ValueError, match=r"no modality_effects .*tl\.integrate\(mdata\)"):
+        pl.modality_weights(mdata, kind="effects")
+
+
 def test_one_panel_plots_draw_where_they_are_told(mdata: md.MuData) -> None:
     _, axes = plt.subplots(1, 5, layout="constrained")
     mdata.obs["truth"] = pd.Categorical(["B", "B", "CD4/CD8", "CD4/CD8", "γδ T", "7"])

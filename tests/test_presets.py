@@ -1,4 +1,4 @@
-"""The original's configurations: they train, overrides win, and mistakes are named."""
+"""Presets: kinds of data are checked, the original's configurations train, overrides win."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from mudata import MuData
 
 import unitednet_mu as un
 from unitednet_mu._config import LOSS_WEIGHTS, NetworkConfig, TrainingConfig
-from unitednet_mu._presets import PRESETS, settings
+from unitednet_mu._presets import EXPECTED, PRESETS, settings
 
 
 @pytest.fixture(scope="module")
@@ -71,3 +71,70 @@ def test_mistakes_are_named(cells: MuData, quick: dict[str, Any]) -> None:
     un.tl.fit(fitted, labels_key="cell_type", **quick)
     with pytest.raises(ValueError, match="preset: the model to continue from fixes it"):
         un.tl.fit(fitted, preset="original_multiome", model=un.get.model(fitted))
+
+
+# ------------------------------------------------------------------ kinds of data
+
+#: Modalities of each kind of data, by names that are recognised.
+MODALITIES = {
+    "citeseq": ["GEX", "adt"],
+    "multiome": ["rna", "peaks"],
+    "patchseq": ["rna", "ephys"],
+    "spatial": ["rna", "image"],
+}
+
+
+def data_of(preset: str, **more: Any) -> MuData:
+    names = MODALITIES[preset]
+    return un.datasets.simulate_multimodal(
+        n_obs=64, n_groups=2, n_vars=dict.fromkeys(names, 12), **more
+    )
+
+
+@pytest.mark.parametrize("preset", EXPECTED)
+def test_kinds_of_data_change_nothing_but_what_is_checked(
+    preset: str, quick: dict[str, Any]
+) -> None:
+    mdata = data_of(preset)
+    mdata.obsm["spatial"] = np.random.default_rng(0).random((64, 2))
+    settled = [
+        un.tl.fit(mdata, n_groups=2, copy=True, preset=one, **quick) for one in (preset, None)
+    ]
+    weights = [un.get.model(one).network.state_dict() for one in settled]
+    assert all(np.array_equal(weights[0][name], weights[1][name]) for name in weights[1])
+    assert settings(preset, {"n_latent": 3}, None)[0] == NetworkConfig(n_latent=3)
+
+
+@pytest.mark.filterwarnings("ignore:modality .* looks like raw counts:UserWarning")
+@pytest.mark.parametrize("preset", EXPECTED)
+def test_what_is_not_of_the_kind_is_refused(
+    preset: str, quick: dict[str, Any], fingerprint: Any
+) -> None:
+    mdata = data_of(preset, values="counts")
+    before = fingerprint(mdata)
+    rna, other = MODALITIES[preset]
+    with pytest.raises(ValueError, match=rf"preset='{preset}': .* raw counts in \['{rna}', "):
+        un.tl.fit(mdata, n_groups=2, preset=preset, **quick)
+    with pytest.raises(ValueError, match=r"of the kinds \['rna'.*none of them rna"):
+        un.tl.fit(mdata, n_groups=2, preset=preset, modalities=[other], **quick)
+    with pytest.raises(ValueError, match=r"none of them|expected another modality beside 'rna'"):
+        un.tl.fit(mdata, n_groups=2, preset=preset, modalities=[rna], **quick)
+    assert fingerprint(mdata) == before
+
+
+def test_open_and_closed_peaks_are_binary(quick: dict[str, Any]) -> None:
+    mdata = data_of("multiome", values={"peaks": "binary"})
+    un.tl.fit(mdata, n_groups=2, preset="multiome", **quick)
+    kinds = {one.name: one.likelihood for one in un.get.model(mdata).info.modalities}
+    assert kinds == {"rna": "gaussian", "peaks": "binary"}
+
+
+def test_a_tissue_has_positions_and_its_niche_leaks(quick: dict[str, Any]) -> None:
+    mdata = data_of("spatial")
+    with pytest.raises(ValueError, match=r"expected positions in \.obsm\['spatial'\]"):
+        un.tl.fit(mdata, n_groups=2, preset="spatial", **quick)
+    mdata["rna"].obsm["spatial"] = np.indices((8, 8)).reshape(2, -1).T
+    un.pp.niche(mdata)
+    with pytest.warns(UserWarning, match="'niche' holds the neighbours' rna, and cells held out"):
+        un.tl.fit(mdata, n_groups=2, preset="spatial", **quick)
+    un.tl.fit(mdata, n_groups=2, preset="spatial", modalities=["rna", "image"], **quick)

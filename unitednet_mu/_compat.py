@@ -115,6 +115,15 @@ def import_muon(submodule: str) -> Any:
 
 
 @contextmanager
+def quiet_reading() -> Iterator[None]:
+    """Read others' files without warnings of what is dealt with: names repeated, an old format."""
+    with warnings.catch_warnings():
+        for message in ("Variable names are not unique", ".* written without encoding metadata"):
+            warnings.filterwarnings("ignore", message)
+        yield
+
+
+@contextmanager
 def undo_on_error(mdata: MuData) -> Iterator[None]:
     """Put `mdata` and its modalities back as they were if the block fails, however it fails.
 

@@ -1,16 +1,42 @@
-"""The configurations of the original UnitedNet, in this package's terms."""
+"""Presets: what kinds of data imply, and the configurations of the original UnitedNet."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ._config import NetworkConfig, TrainingConfig
-from ._validate import unknown_name
+from mudata import MuData
 
-#: The same in all four: no linear or direct path, no averaging of weights, no hidden modalities, a
-#: step for each task, discriminators, heads that start at random, all cells trained on.
+from ._compat import warn_user
+from ._config import NetworkConfig, TrainingConfig
+from ._kinds import Kind, usual_kind
+from ._matrix import ModalitySpec
+from ._validate import derived_from, unknown_name
+
+
+@dataclass(frozen=True)
+class _Expected:
+    """What a kind of data has: modalities of these kinds, another one, positions."""
+
+    kinds: tuple[Kind, ...]
+    another: bool = False
+    spatial: bool = False
+
+
+#: One set of defaults serves all data: these change no setting, they check that the data are what
+#: they are called.
+EXPECTED: Mapping[str, _Expected] = {
+    "citeseq": _Expected(("rna", "protein")),
+    "multiome": _Expected(("rna", "atac")),
+    "patchseq": _Expected(("rna",), another=True),
+    "spatial": _Expected(("rna",), another=True, spatial=True),
+}
+_POSITIONS = "spatial"
+
+#: The same in all four of the original: no linear or direct path, no averaging of weights, no
+#: hidden modalities, a step for each task, discriminators, heads that start at random, all cells
+#: trained on.
 _NETWORK: Mapping[str, Any] = {
     "activation": "relu",
     "dropout": 0.0,
@@ -84,10 +110,10 @@ def settings(
     TypeError, ValueError
         `preset` is unknown (the message lists those that exist), or an override is not understood.
     """
-    if preset is None:
+    if preset is None or preset in EXPECTED:
         return NetworkConfig.build(network), TrainingConfig.build(training)
     if preset not in PRESETS:
-        raise ValueError(unknown_name("preset", preset, list(PRESETS)))
+        raise ValueError(unknown_name("preset", preset, [*EXPECTED, *PRESETS]))
     chosen = PRESETS[preset]
     if network is None or isinstance(network, Mapping):
         network = {**_NETWORK, **chosen.network, **(network or {})}
@@ -96,3 +122,62 @@ def settings(
         weights = {**_TRAINING["loss_weights"], **given.pop("loss_weights", {})}
         training = {**_TRAINING, **chosen.training, **given, "loss_weights": weights}
     return NetworkConfig.build(network), TrainingConfig.build(training)
+
+
+def check_expected(preset: str | None, mdata: MuData, specs: Sequence[ModalitySpec]) -> None:
+    """Check that data are of the kind that a preset names.
+
+    Raises
+    ------
+    ValueError
+        A modality that this kind of data has is missing, one looks like raw counts, or there are
+        no positions.
+
+    Warns
+    -----
+    UserWarning
+        A modality holds what the neighbours of each cell express: held-out cells have neighbours
+        that were trained on.
+    """
+    expected = EXPECTED.get(preset or "")
+    if expected is None:
+        return
+    _check_kinds(f"preset={preset!r}", expected, [spec.name for spec in specs])
+    raw = [spec.name for spec in specs if spec.counts]
+    if raw:
+        raise ValueError(
+            f"preset={preset!r}: expected prepared values, found what looks like raw counts in "
+            f"{raw}. Call unitednet_mu.pp.prepare first."
+        )
+    if not expected.spatial:
+        return
+    if not any(_POSITIONS in one.obsm for one in (mdata, *mdata.mod.values())):
+        raise ValueError(
+            f"preset={preset!r}: expected positions in .obsm[{_POSITIONS!r}] of mdata or of a "
+            "modality, found none."
+        )
+    derived = {spec.name: derived_from(mdata.mod[spec.name]) for spec in specs}
+    for name, sources in derived.items():
+        if set(sources) & set(derived):
+            warn_user(
+                f"preset={preset!r}: {name!r} holds the neighbours' {' and '.join(sources)}, and "
+                "cells held out to stop training and to judge it have neighbours that were trained "
+                f"on: the expected accuracy of predictions between these and {name!r} is too high. "
+                "Judge them on a slice or region that was left out."
+            )
+
+
+def _check_kinds(preset: str, expected: _Expected, names: Sequence[str]) -> None:
+    found = {name: usual_kind(name) for name in names}
+    missing = [kind for kind in expected.kinds if kind not in found.values()]
+    if missing:
+        raise ValueError(
+            f"{preset}: expected modalities of the kinds {list(expected.kinds)}, by name, found "
+            f"{list(names)}, none of them {missing[0]}. Call it {missing[0]!r}, or leave preset "
+            "out."
+        )
+    if expected.another and len(names) <= len(expected.kinds):
+        raise ValueError(
+            f"{preset}: expected another modality beside {expected.kinds[0]!r}, found "
+            f"{list(names)}."
+        )

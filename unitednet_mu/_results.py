@@ -86,8 +86,13 @@ def _plain(config: Any) -> dict[str, Any]:
     return {k: "auto" if v is None else v for k, v in plain.items()}
 
 
-def write_embedding(mdata: MuData, keys: Keys, model: Model, encoded: Encoded) -> None:
-    """Write the fused embedding, each modality's own code, groups, confidence and probabilities."""
+def write_embedding(
+    mdata: MuData, keys: Keys, model: Model, encoded: Encoded, effects: np.ndarray
+) -> None:
+    """Write the fused embedding, each modality's own code, groups, confidence and probabilities.
+
+    `effects`, groups x modalities, is what each modality does for each group.
+    """
     names = np.asarray(model.info.groups, dtype=str)
     group, confidence = call_groups(encoded.probabilities, names)
     with writing(mdata):
@@ -99,7 +104,8 @@ def write_embedding(mdata: MuData, keys: Keys, model: Model, encoded: Encoded) -
         mdata.obs[keys.group] = group
         mdata.obs[keys.group_confidence] = confidence
         mdata.obsm[keys.probabilities] = encoded.probabilities
-        _store(mdata, keys, {"groups": names, "version": _version()})
+        table = pd.DataFrame(effects, index=names, columns=model.modality_names)
+        _store(mdata, keys, {"groups": names, "modality_effects": table, "version": _version()})
 
 
 def call_groups(

@@ -18,8 +18,8 @@ from mudata import MuData
 import unitednet_mu as un
 from unitednet_mu._compat import is_sparse, quiet_update
 from unitednet_mu._data import to_dense
+from unitednet_mu._kinds import USUAL_NAMES, Kind
 from unitednet_mu._validate import derived_from, measured_modalities, obs_column
-from unitednet_mu.pp._prepare import _USUAL_NAMES, Kind
 
 #: Labels that say that a cell has none.
 NO_LABEL = ("", "nan", "none", "na", "unknown", "unassigned", "unlabelled", "unlabeled")
@@ -204,7 +204,7 @@ def _kind(name: str, adata: AnnData) -> Kind:
 
     Where counts stand in a layer ``"counts"`` beside other values, they become ``.X``.
     """
-    kind = _USUAL_NAMES.get(name.lower(), "continuous")
+    kind = USUAL_NAMES.get(name.lower(), "continuous")
     if kind != "continuous" and not _are_counts(adata.X):
         if COUNTS not in adata.layers or not _are_counts(adata.layers[COUNTS]):
             return "continuous"

@@ -1,4 +1,4 @@
-"""What training left: its history and the learned weights of the modalities."""
+"""What training left: its history, and what each modality weighs and does."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pandas as pd
 from mudata import MuData
 
 from .._keys import DEFAULT_STEM
-from ._slots import fit_command, stored
+from ._slots import command, fit_command, stored
 
 
 def history(mdata: MuData, *, key_added: str = DEFAULT_STEM) -> pd.DataFrame:
@@ -82,4 +82,42 @@ def modality_weights(mdata: MuData, *, key_added: str = DEFAULT_STEM) -> pd.Data
     """
     run = fit_command(key_added)
     found: pd.DataFrame = stored(mdata, "modality_weights", key_added=key_added, run=run)
+    return found.copy()
+
+
+def modality_effects(mdata: MuData, *, key_added: str = DEFAULT_STEM) -> pd.DataFrame:
+    """How much each modality moves each group: what leaving it out does to the group's probability.
+
+    Parameters
+    ----------
+    mdata
+        A MuData integrated by `tl.integrate`.
+    key_added
+        The stem that the results were stored under.
+
+    Returns
+    -------
+    pandas.DataFrame
+        Groups x modalities, from -1 to 1: mean drop of the group's probability when the modality is
+        left out, over the cells identified as the group that have it and another one (NaN where
+        there are none). Near 0 where the other modalities tell the group as well. A copy.
+
+    Raises
+    ------
+    TypeError
+        `mdata` is not a MuData.
+    ValueError
+        No effects are stored.
+
+    Examples
+    --------
+    >>> import unitednet_mu as un
+    >>> mdata = un.datasets.simulate_multimodal(n_obs=60, n_groups=2)
+    >>> un.tl.fit(mdata, labels_key="cell_type", training={"max_epochs": 2}, progress=False)
+    >>> un.tl.integrate(mdata)
+    >>> un.get.modality_effects(mdata).shape
+    (2, 2)
+    """
+    run = command("integrate", "mdata", key_added=key_added)
+    found: pd.DataFrame = stored(mdata, "modality_effects", key_added=key_added, run=run)
     return found.copy()

@@ -41,15 +41,18 @@ _EDGE = "#777777"
 
 
 def _library() -> ModuleType:
-    """Return the library that draws on circles.
+    """Return the library that draws on circles; its import leaves matplotlib's settings alone.
 
     Raises
     ------
     ImportError
         It is not installed; the message says how to install it.
     """
+    import matplotlib as mpl
+
     try:
-        import pycirclize
+        with mpl.rc_context():  # it sets how every figure is saved
+            import pycirclize
     except ImportError as error:
         raise ImportError(
             "kind='chord' draws with pycirclize, which is not installed. Run pip install "

@@ -3,30 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 from mudata import MuData
 
 from .._compat import copied, undo_on_error
+from .._kinds import USUAL_NAMES, Kind, usual_kind
 from .._validate import check_modalities, check_mudata, derived_from, unknown_name
 from ._atac import atac
 from ._continuous import continuous
 from ._protein import protein
 from ._rna import rna
-
-Kind = Literal["rna", "protein", "atac", "continuous"]
-
-_USUAL_NAMES: dict[str, Kind] = {
-    "rna": "rna",
-    "gex": "rna",
-    "gene expression": "rna",
-    "adt": "protein",
-    "prot": "protein",
-    "protein": "protein",
-    "antibody capture": "protein",
-    "atac": "atac",
-    "peaks": "atac",
-}
 
 _PREPARE: dict[str, Callable[..., Any]] = {
     "rna": rna,
@@ -101,11 +88,11 @@ def _kinds(mdata: MuData, modalities: list[str], given: dict[str, Kind]) -> dict
         mod: "continuous" for mod in modalities if derived_from(mdata.mod[mod])
     }
     known = {**derived, **given}
-    found = {mod: known.get(mod) or _USUAL_NAMES.get(mod.lower()) for mod in modalities}
+    found = {mod: known.get(mod) or usual_kind(mod) for mod in modalities}
     unrecognised = [mod for mod, kind in found.items() if kind is None]
     if unrecognised:
         raise ValueError(
-            f"kinds: expected modalities named like {', '.join(_USUAL_NAMES)}, found "
+            f"kinds: expected modalities named like {', '.join(USUAL_NAMES)}, found "
             f"{unrecognised}. Say what they are, for example "
             f"kinds={{{unrecognised[0]!r}: 'continuous'}}; kinds are {list(get_args(Kind))}."
         )

@@ -93,9 +93,11 @@ def fit(
     reset_head
         With `model`: keep the encoders and decoders, and learn the groups anew.
     preset
-        Start from a configuration of the original UnitedNet instead of the defaults:
-        ``"original_patchseq"``, ``"original_multiome"``, ``"original_dbitseq"`` or
-        ``"original_dlpfc"``. For comparison; the defaults are meant for all data.
+        What kind of data these are: ``"citeseq"``, ``"multiome"``, ``"patchseq"`` or
+        ``"spatial"``. One set of defaults serves all data, so these change no setting: they check,
+        before anything is trained, what the kind implies (see Notes). Or a configuration of the
+        original UnitedNet instead of the defaults, for comparison: ``"original_patchseq"``,
+        ``"original_multiome"``, ``"original_dbitseq"`` or ``"original_dlpfc"``.
     network, training
         `NetworkConfig` and `TrainingConfig`, or mappings that override their
         defaults, or the preset's.
@@ -142,11 +144,12 @@ def fit(
     TypeError
         `mdata` is not a MuData, or settings are of the wrong type.
     ValueError
-        Both `labels_key` and `n_groups`; an unknown modality, column, layer or setting; one class
-        only or all labels missing; a column of measurements or identifiers; NaN or infinite
-        values; too few cells; a `checkpoint_dir` that cannot be used, is in use, or holds
-        checkpoints that `resume` does not ask for, that are damaged, or of other data or settings;
-        matrices on disk that are stored by features, of which `mdata` is a view, or to be copied.
+        Both `labels_key` and `n_groups`; data that are not of the kind that `preset` names; an
+        unknown modality, column, layer or setting; one class only or all labels missing; a column
+        of measurements or identifiers; NaN or infinite values; too few cells; a `checkpoint_dir`
+        that cannot be used, is in use, or holds checkpoints that `resume` does not ask for, that
+        are damaged, or of other data or settings; matrices on disk that are stored by features, of
+        which `mdata` is a view, or to be copied.
         Nothing is trained or written then.
     RuntimeError
         Training diverged before it had learned anything; nothing is written.
@@ -157,12 +160,26 @@ def fit(
     -----
     UserWarning
         A modality looks like raw counts (with `model`: and those it was trained on did not), or
-        has constant features. Training diverged, and the best model until then is kept. A
+        has constant features. With ``preset="spatial"``: a modality holds what neighbours express.
+        Training diverged, and the best model until then is kept. A
         checkpoint could not be written, or the newest was damaged and the one before it is used.
 
     Notes
     -----
     The method is UnitedNet's (Tang et al., Nature Communications 14:2546, 2023).
+
+    What a `preset` for a kind of data expects, an error where it is not so:
+
+    - ``"citeseq"``: RNA and protein, told by their names (as `pp.prepare` tells them), prepared.
+      Raw counts, elsewhere a warning, are an error here and below: their squared errors are those
+      of a few abundant features.
+    - ``"multiome"``: RNA and ATAC, prepared; peaks as 0 and 1 (``pp.atac(method="binarise")``) are
+      trained with binary cross-entropy, TF-IDF with squared error.
+    - ``"patchseq"``: RNA and another modality, such as electrophysiology in physical units: every
+      feature is standardised by the model, none needs scaling.
+    - ``"spatial"``: RNA and another modality (image features, protein, a niche), and positions in
+      ``.obsm["spatial"]``. It warns where a niche is trained on beside what it was computed from:
+      random held-out spots are neighbours of training spots.
 
     Ctrl-C ends training at the end of the step. The best model so far, of the last epoch or the one
     with the lowest held-out loss, is calibrated and written as at the end of any fit. So it is if
@@ -186,6 +203,7 @@ def fit(
     shape, settings = _presets.settings(preset, network, training)
     if model is None:
         specs = _describe(mdata, modalities, layer, use_rep, likelihood)
+        _presets.check_expected(preset, mdata, specs)
         info = ModelInfo(tuple(specs), (), shape, settings)
     else:
         fixed = (modalities, layer, use_rep, likelihood, preset, network)

@@ -6,6 +6,7 @@ from mudata import MuData
 
 from .. import _results
 from .._keys import DEFAULT_STEM, check_key_added
+from .._leave_out import leave_one_out
 from .._model import Model
 from .._validate import check_mudata
 from ._common import resolve_model
@@ -52,6 +53,10 @@ def integrate(
         Probabilities of all groups.
     ``.uns["unitednet"]["groups"]`` : str array
         Names of the groups.
+    ``.uns["unitednet"]["modality_effects"]`` : DataFrame
+        Groups x modalities, float64: the mean drop of the probability of the group when that
+        modality is left out, over the group's cells that have it and another one; NaN where there
+        are none.
     ``.uns["unitednet"]["version"]`` : str
         Version of this package; marks the stem as its own.
 
@@ -81,6 +86,7 @@ def integrate(
     keys = check_key_added(mdata, key_added)
     found = resolve_model(model, mdata, key_added, device)
     encoded = found.encode(mdata)
+    effects = leave_one_out(found, encoded)
     result = _results.target_of(mdata, copy)
-    _results.write_embedding(result, keys, found, encoded)
+    _results.write_embedding(result, keys, found, encoded, effects)
     return result if copy else None
