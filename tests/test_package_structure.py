@@ -34,6 +34,7 @@ LAYERS = (
     ("_losses",),
     ("_correlation", "_cluster", "_noise", "_optimise", "_setup"),
     ("_tasks", "_phase"),
+    ("_steps",),
     ("_heads",),
     ("_train",),
     ("_rebuild",),

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import math
 from collections import defaultdict
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any, Literal, cast
 
@@ -17,17 +16,17 @@ from tqdm.auto import tqdm
 
 from ._compat import warn_user
 from ._config import TrainingConfig
-from ._data import Batch, Dataset
+from ._data import Dataset
 from ._heads import fused_codes, keep_best_head, random_heads, start_heads
 from ._interrupt import Interrupted
 from ._network import Encoder, UnitedNetwork
 from ._noise import choose_input_dropout
-from ._optimise import Optimisers
 from ._phase import Phase, Plan
 from ._process import random_states, set_random_states, threads_for
 from ._session import Session, State
 from ._setup import default_batch_size, default_epochs, split_cells
-from ._tasks import Tasks, Terms
+from ._steps import Steps
+from ._tasks import Tasks
 
 logger = logging.getLogger(__name__)
 
@@ -252,12 +251,11 @@ class Trainer:
     def _train_epoch(self, phase: Phase, tasks: Tasks) -> dict[str, float]:
         """Step through all training cells; mean of every term."""
         self.network.train()
+        steps = Steps(tasks, phase.optimisers, phase.averaged)
         values: dict[str, list[float]] = defaultdict(list)
         order = self.train_cells[self.rng.permutation(len(self.train_cells))]
         for _, batch in self.data.batches_of(order, self.batch_size, self.device):
-            for terms in self._steps(tasks, batch, phase.plan.identify, phase.optimisers):
-                if "discriminator" not in terms:  # that step leaves the network as it is
-                    phase.averaged.update()
+            for terms in steps.of(batch, identify=phase.plan.identify):
                 for term, value in terms.items():
                     values[term].append(float(value.detach()))
                     if not math.isfinite(values[term][-1]):
@@ -266,31 +264,6 @@ class Trainer:
             if values and math.isnan(phase.first_loss):
                 phase.first_loss = self._judged_value(_means(values))
         return _means(values)
-
-    def _steps(
-        self, tasks: Tasks, batch: Batch, identify: bool, optimisers: Optimisers
-    ) -> Iterator[Terms]:
-        """Make the steps of one mini-batch: discriminators, then the tasks, together or in turn."""
-        if len(batch) < 2:  # batch statistics and pairs need two cells
-            return
-        if self.network.discriminators and self.config.weight("discriminator"):
-            judged = tasks.discrimination(batch)
-            if judged:
-                optimisers.step_discriminators(tasks.total(judged))
-                yield judged
-        rounds = (
-            [(True, False), (False, True)]
-            if identify and self.config.alternate
-            else [(True, identify)]
-        )
-        for label_free, identification in rounds:
-            codes, observed = tasks.codes(batch)
-            terms: Terms = tasks.label_free(batch, codes, observed) if label_free else {}
-            if identification:
-                terms |= tasks.identification(batch, codes, observed)
-            if terms:
-                optimisers.step(tasks.total(terms))
-                yield terms
 
     @torch.no_grad()
     def _evaluate(self, tasks: Tasks, identify: bool) -> dict[str, float]:
