@@ -14,11 +14,12 @@ from mudata import MuData
 from torch import Tensor
 
 from . import _validate
-from ._compat import warn_user
+from ._compat import is_sparse, warn_user
 from ._config import LIKELIHOODS, Likelihood
 from ._matrix import Columns, Source, Stacked, kind_of, matrix_of, scan
 from ._matrix import ModalitySpec as ModalitySpec
 from ._matrix import to_dense as to_dense
+from ._values import SparseRows, Values
 
 logger = logging.getLogger(__name__)
 
@@ -30,21 +31,24 @@ class Batch:
     Attributes
     ----------
     x
-        Per modality float32 (its cells x features) in the user's units, or None where no cell has
-        it.
+        Per modality float32 (its cells x features) in the user's units, as sparse rows where the
+        matrix is sparse and that pays, or None where no cell has it.
     rows
         Per modality the positions of its cells in the batch.
     observed
         Bool, cells x modalities.
     labels, batches
         int64 per cell, -1 where unknown.
+    complete
+        Whether every cell has every modality.
     """
 
-    x: list[Tensor | None]
+    x: list[Values | None]
     rows: list[Tensor]
     observed: Tensor
     labels: Tensor
     batches: Tensor
+    complete: bool
 
     def __len__(self) -> int:
         return len(self.observed)
@@ -91,18 +95,19 @@ class Dataset:
 
     def batch(self, cells: np.ndarray, device: torch.device) -> Batch:
         """Mini-batch of `cells` (positions)."""
-        x: list[Tensor | None] = []
+        x: list[Values | None] = []
         rows: list[Tensor] = []
         for m, source in enumerate(self.sources):
             where = np.flatnonzero(self.observed[cells, m])
             rows.append(torch.from_numpy(where).to(device))
-            x.append(torch.from_numpy(source.take(cells[where])).to(device) if len(where) else None)
+            x.append(_values_of(source, cells[where], device) if len(where) else None)
         return Batch(
             x,
             rows,
             torch.from_numpy(self.observed[cells]).to(device),
             torch.from_numpy(self.labels[cells]).to(device),
             torch.from_numpy(self.batches[cells]).to(device),
+            complete=bool(self.observed[cells].all()),
         )
 
     def batches_of(
@@ -112,6 +117,14 @@ class Dataset:
         for start in range(0, len(cells), size):
             chunk = cells[start : start + size]
             yield chunk, self.batch(chunk, device)
+
+
+def _values_of(source: Source, cells: np.ndarray, device: torch.device) -> Values:
+    """Values of `cells`, each of which has the modality; sparse on the CPU where that pays."""
+    block = source.sparse_or_dense(cells)
+    if device.type == "cpu" and is_sparse(block) and SparseRows.pays(block):
+        return SparseRows(block)
+    return torch.from_numpy(np.ascontiguousarray(to_dense(block), dtype=np.float32)).to(device)
 
 
 def check_values(data: Dataset) -> None:

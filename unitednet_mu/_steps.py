@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import torch
+from torch import Tensor
+
 from ._data import Batch
 from ._optimise import Optimisers, RunningAverage
 from ._tasks import Tasks, Terms
@@ -48,10 +51,16 @@ class Steps:
     def take(self, batch: Batch, *, label_free: bool, identification: bool) -> Iterator[Terms]:
         """Move the network by the terms of one task, or of both."""
         codes, observed = self.tasks.codes(batch)
-        terms: Terms = self.tasks.label_free(batch, codes, observed) if label_free else {}
+        losses: list[Tensor] = []
+        terms: Terms = {}
+        if label_free:
+            loss, terms = self.tasks.label_free(batch, codes, observed)
+            losses += [loss] if terms else []
         if identification:
-            terms |= self.tasks.identification(batch, codes, observed)
-        if terms:
-            self.optimisers.step(self.tasks.total(terms))
+            found = self.tasks.identification(batch, codes, observed)
+            losses += [self.tasks.total(found)] if found else []
+            terms |= found
+        if losses:
+            self.optimisers.step(torch.stack(losses).sum())
             self.averaged.update()
             yield terms

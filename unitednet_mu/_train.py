@@ -273,7 +273,7 @@ class Trainer:
         cells_seen: dict[str, int] = defaultdict(int)
         for cells, batch in self.data.batches_of(self.held_out, _EVALUATION_BATCH, self.device):
             codes, observed = tasks.codes(batch)
-            terms = tasks.label_free(batch, codes, observed)
+            _, terms = tasks.label_free(batch, codes, observed)
             if identify:
                 terms |= tasks.identification(batch, codes, observed)
             for term, value in terms.items():
