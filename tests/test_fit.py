@@ -417,7 +417,10 @@ def opponents(fitted: MuData) -> tuple[Tasks, Optimisers, Batch]:
     network = UnitedNetwork(
         model.network.shapes, 3, 0, type(model.info.network).build(info)
     ).train()
-    config = TrainingConfig(loss_weights={"generator": 1.0}, weight_decay=0.0)
+    others = ("reconstruction", "translation", "contrastive")
+    config = TrainingConfig(
+        loss_weights={"generator": 1.0} | dict.fromkeys(others, 0.0), weight_decay=0.0
+    )
     data = model.open(fitted)
     batch = data.batch(np.arange(32), torch.device("cpu"))
     return Tasks(network, config, torch.ones(3)), Optimisers(network, config, 10), batch
@@ -448,8 +451,8 @@ def test_discriminator_step_moves_discriminators_only(opponents: Any) -> None:
 def test_network_step_leaves_discriminators(opponents: Any) -> None:
     tasks, optimisers, batch = opponents
     own, theirs = parameters(tasks.network)
-    terms = tasks.label_free(batch, *tasks.codes(batch))
-    optimisers.step(terms["generator"])
+    total, _ = tasks.label_free(batch, *tasks.codes(batch))
+    optimisers.step(total)
     own_after, theirs_after = parameters(tasks.network)
     assert distance(theirs, theirs_after) == 0
     moved = {name for name in own if float((own[name] - own_after[name]).abs().max()) > 0}
@@ -464,7 +467,7 @@ def test_opponents_pull_apart(opponents: Any) -> None:
             module.p = 0.0
 
     def generator() -> torch.Tensor:
-        return tasks.label_free(batch, *tasks.codes(batch))["generator"]
+        return tasks.label_free(batch, *tasks.codes(batch))[0]
 
     for _ in range(20):
         optimisers.step_discriminators(tasks.discrimination(batch)["discriminator"])
@@ -540,7 +543,7 @@ def held_out_loss(mdata: MuData, term: str) -> float:
     tasks = Tasks(model.network, model.info.training, None)
     batch = data.batch(held_out, torch.device("cpu"))
     with torch.no_grad():
-        return float(tasks.label_free(batch, *tasks.codes(batch))[term])
+        return float(tasks.label_free(batch, *tasks.codes(batch))[1][term])
 
 
 def test_early_stopping_restores_the_best_state(paired: MuData, quick: dict[str, Any]) -> None:

@@ -289,7 +289,7 @@ def test_terms_by_hand(tasks: tuple[Tasks, Any, Any]) -> None:
     task, batch, _ = tasks
     network = task.network
     with torch.no_grad():
-        terms = task.label_free(batch, *task.codes(batch))
+        _, terms = task.label_free(batch, *task.codes(batch))
         observed = batch.observed.numpy()
         code: dict[int, Any] = {}
         for m in range(2):
