@@ -85,9 +85,7 @@ def plain_terms(tasks: Tasks, batch: Batch) -> dict[str, torch.Tensor]:
         decoded = network.decode(target, torch.cat(code), conditions).split([len(c) for c in code])
         for source, (predictor, here) in enumerate(zip(decoded, seen, strict=True)):
             name = "reconstruction" if source == target else "translation"
-            terms.setdefault(name, []).append(
-                _losses.prediction_loss(predictor, real[here], kind)
-            )
+            terms.setdefault(name, []).append(_losses.prediction_loss(predictor, real[here], kind))
             if source < len(batch.x) and network.discriminators:
                 visible = torch.sigmoid(predictor) if kind == "binary" else predictor
                 score = network.discriminators[target](visible)
@@ -171,9 +169,7 @@ def test_discriminators(missing: bool, n_hidden: tuple[int, ...]) -> None:
     network = network_for(data, 3, n_hidden=n_hidden, discriminators=True)
     batch = data.batch(np.arange(60), CPU)
     plain = copy.deepcopy(network)
-    tasks, reference = (
-        Tasks(one, TrainingConfig(), torch.ones(3)) for one in (network, plain)
-    )
+    tasks, reference = (Tasks(one, TrainingConfig(), torch.ones(3)) for one in (network, plain))
     loss = tasks.discrimination(batch)["discriminator"]
     expected = plain_discrimination(reference, dense(batch))
     assert loss.item() == pytest.approx(expected.item(), rel=1e-5)

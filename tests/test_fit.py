@@ -13,7 +13,7 @@ from scipy import sparse
 from sklearn.metrics import adjusted_rand_score
 
 import unitednet_mu as un
-from unitednet_mu import _heads, _matrix, _model, _noise, _setup, _train
+from unitednet_mu import _data, _heads, _matrix, _model, _noise, _setup, _train
 from unitednet_mu._compat import quiet_update
 from unitednet_mu._config import TrainingConfig
 from unitednet_mu._data import Batch
@@ -714,6 +714,8 @@ def test_sparse_stays_sparse(
         assert getattr(module, name) >= 1024
         monkeypatch.setattr(module, name, 40)
     monkeypatch.setattr(_noise, "_MAX_CELLS", 40)
+    assert 4 * _data._FEW_VALUES == 64 * 2**20  # bytes; what is smaller is made dense
+    monkeypatch.setattr(_data, "_FEW_VALUES", 0)
     dense: list[int] = []
     for kind in (sparse.csr_matrix, sparse.csr_array, sparse.csc_matrix, sparse.csc_array):
         plain = kind.toarray

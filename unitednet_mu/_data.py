@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -22,6 +22,9 @@ from ._matrix import to_dense as to_dense
 from ._values import SparseRows, Values
 
 logger = logging.getLogger(__name__)
+
+#: Largest matrix that is made dense for training, 64 MiB.
+_FEW_VALUES = 2**24
 
 
 @dataclass
@@ -110,6 +113,11 @@ class Dataset:
             complete=bool(self.observed[cells].all()),
         )
 
+    def at_hand(self) -> Dataset:
+        """Return the same cells, small sparse matrices made dense once, not at every step."""
+        sources = [replace(source, matrix=_at_hand(source.matrix)) for source in self.sources]
+        return replace(self, sources=sources)
+
     def batches_of(
         self, cells: np.ndarray, size: int, device: torch.device
     ) -> Iterator[tuple[np.ndarray, Batch]]:
@@ -117,6 +125,11 @@ class Dataset:
         for start in range(0, len(cells), size):
             chunk = cells[start : start + size]
             yield chunk, self.batch(chunk, device)
+
+
+def _at_hand(matrix: Any) -> Any:
+    small = is_sparse(matrix) and matrix.shape[0] * matrix.shape[1] <= _FEW_VALUES
+    return to_dense(matrix).astype(np.float32) if small else matrix
 
 
 def _values_of(source: Source, cells: np.ndarray, device: torch.device) -> Values:

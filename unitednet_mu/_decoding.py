@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from . import _losses
 from ._config import TrainingConfig
 from ._network import Decoder, Discriminator, Standardiser, UnitedNetwork
 from ._values import SparseRows, Values, raw_product
@@ -45,8 +44,10 @@ class Job:
 
 @dataclass(frozen=True)
 class Decoding:
-    """All jobs of one target; codes go through the decoder side by side, so that batch statistics
-    are of all of them."""
+    """All jobs of one target.
+
+    Codes go through the decoder side by side, so that batch statistics are of all of them.
+    """
 
     target: int
     jobs: Sequence[Job]
@@ -57,7 +58,8 @@ class Decoding:
 
     def split(self, rows: Tensor) -> Sequence[Tensor]:
         """Rows of each job."""
-        return rows.split([len(job.code) for job in self.jobs])
+        found: Sequence[Tensor] = rows.split([len(job.code) for job in self.jobs])
+        return found
 
     def weigh(self, values: Sequence[float]) -> Tensor:
         """Weight of every row, so that each job's rows together weigh as given."""
@@ -95,11 +97,11 @@ def decoding_losses(
         x, seen = raw[decoding.target], read[decoding.target]
         if not decoding.jobs or x is None or seen is None:
             continue
-        shares = [
-            config.weight(job.name) / max(names[job.name], 1) for job in decoding.jobs
+        shares = [config.weight(job.name) / max(names[job.name], 1) for job in decoding.jobs]
+        fooled = [
+            config.weight("generator") / n_judged * job.judged if n_judged else 0.0
+            for job in decoding.jobs
         ]
-        fooled = [config.weight("generator") / n_judged * job.judged if n_judged else 0.0
-                  for job in decoding.jobs]
         binary = network.shapes[decoding.target].likelihood == "binary"
         losses = _binary_losses if binary else _gaussian_losses
         part, errors, distances = losses(
@@ -125,7 +127,7 @@ def discriminator_losses(
     binary = network.shapes[decoding.target].likelihood == "binary"
     with torch.no_grad():
         wide = _wide(network, decoding).detached()
-    first, rest = judge.layers[0], judge.layers[1:]
+    first, rest = judge.first, judge.rest
     if binary:
         real = _raw_product(raw, first.weight.T)
     else:
@@ -163,7 +165,7 @@ def _gaussian_losses(
     if not any(job.judged for job in decoding.jobs):
         return total, errors.detach(), None
     judge = _judge(network, decoding.target)
-    first, rest = judge.layers[0], judge.layers[1:]
+    first, rest = judge.first, judge.rest
     hidden = _through(wide, first.weight.detach(), first.bias.detach())
     distances = (rest(hidden) - 1).square()[:, 0]
     return total + judged @ distances, errors.detach(), distances.detach()
@@ -199,7 +201,7 @@ def _wide(network: UnitedNetwork, decoding: Decoding) -> Wide:
 
 
 def _through(wide: Wide, weight: Tensor, bias: Tensor) -> Tensor:
-    """Decoded values through a linear layer; both layers are one map where that is cheaper."""
+    """Put decoded values through a linear layer; both layers are one map where that is cheaper."""
     if wide.hidden.shape[1] < len(wide.hidden):
         return F.linear(wide.hidden, weight @ wide.weight, F.linear(wide.bias, weight, bias))
     return F.linear(wide.decoded(), weight, bias)

@@ -88,7 +88,7 @@ class Standardiser(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Standardise `x`, cells x features."""
-        return (x - self.mean) / self.scale
+        return (x - self.mean).div_(self.scale)
 
     def read(self, x: Values) -> Values:
         """Standardise dense values; sparse ones stay as they are, for :meth:`product` to do it."""
@@ -202,6 +202,16 @@ class Discriminator(nn.Module):
         self.layers = nn.Sequential(
             nn.Linear(n_features, width), nn.LeakyReLU(0.2), nn.Linear(width, 1)
         )
+
+    @property
+    def first(self) -> nn.Linear:
+        """Layer that reads the values."""
+        return cast("nn.Linear", self.layers[0])
+
+    @property
+    def rest(self) -> nn.Sequential:
+        """Layers that make a score of what the first one gives."""
+        return cast("nn.Sequential", self.layers[1:])
 
     def forward(self, x: Tensor) -> Tensor:
         """Score of each cell, cells x 1."""

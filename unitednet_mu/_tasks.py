@@ -52,9 +52,7 @@ class Tasks:
         """Codes of all modalities (cells x modalities x n_latent), and which count (bool)."""
         read = self._read(batch)
         if batch.complete and not (self.network.training and len(batch) < 2):
-            codes = [
-                self.network.encode_read(m, x) for m, x in enumerate(read) if x is not None
-            ]
+            codes = [self.network.encode_read(m, x) for m, x in enumerate(read) if x is not None]
             return torch.stack(codes, 1), batch.observed
         observed = batch.observed.clone()
         shape = (len(batch), len(read), self.network.config.n_latent)
@@ -196,9 +194,7 @@ class Tasks:
                     both = observed[:, a] & observed[:, b]
                     pair, of_pair = (codes[both, a], codes[both, b]), groups[both]
                 if len(of_pair) >= 2:
-                    values.append(
-                        _losses.contrastive_loss(*pair, of_pair, self.config.temperature)
-                    )
+                    values.append(_losses.contrastive_loss(*pair, of_pair, self.config.temperature))
         return values
 
 

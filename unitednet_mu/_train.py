@@ -87,6 +87,7 @@ class Trainer:
     ) -> None:
         self.session = session or Session()
         self.network, self.data, self.config, self.seed = network, data, config, seed
+        self._at_hand = data.at_hand()
         self.n_groups, self.find_groups = n_groups, new_groups and not supervised
         self.device = network.fusion.logits.device
         self.rng = np.random.default_rng(seed)
@@ -254,7 +255,7 @@ class Trainer:
         steps = Steps(tasks, phase.optimisers, phase.averaged)
         values: dict[str, list[float]] = defaultdict(list)
         order = self.train_cells[self.rng.permutation(len(self.train_cells))]
-        for _, batch in self.data.batches_of(order, self.batch_size, self.device):
+        for _, batch in self._at_hand.batches_of(order, self.batch_size, self.device):
             for terms in steps.of(batch, identify=phase.plan.identify):
                 for term, value in terms.items():
                     values[term].append(float(value.detach()))
@@ -271,7 +272,7 @@ class Trainer:
         tasks.network.eval()
         sums: dict[str, float] = defaultdict(float)
         cells_seen: dict[str, int] = defaultdict(int)
-        for cells, batch in self.data.batches_of(self.held_out, _EVALUATION_BATCH, self.device):
+        for cells, batch in self._at_hand.batches_of(self.held_out, _EVALUATION_BATCH, self.device):
             codes, observed = tasks.codes(batch)
             _, terms = tasks.label_free(batch, codes, observed)
             if identify:
@@ -307,7 +308,11 @@ class Trainer:
         anchors[cells] = start_heads(
             self.network, self.config, z, self.starting_codes, self.n_groups, self.seed
         )
-        self.data = replace(self.data, labels=anchors)
+        self._set_labels(anchors)
+
+    def _set_labels(self, labels: np.ndarray) -> None:
+        self.data = replace(self.data, labels=labels)
+        self._at_hand = replace(self._at_hand, labels=labels)
 
     # ------------------------------------------------------------------ stop and go on
 
@@ -329,7 +334,7 @@ class Trainer:
         """Go on where :meth:`_state` was taken; the number of the phase that was running."""
         self.rows = list(state["rows"])
         self.rng.bit_generator.state = state["order"]
-        self.data = replace(self.data, labels=state["labels"])
+        self._set_labels(state["labels"])
         self.starting_codes[:] = state["starting_codes"]
         self.network.new_heads(*state["heads"])
         self.network.load_state_dict(state["network"])

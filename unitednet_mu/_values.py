@@ -92,7 +92,7 @@ def standardised_product(rows: SparseRows, weight: Tensor, mean: Tensor, scale: 
 
     ((x - mean) / scale) W is x (W / scale) minus a row that is the same for all cells.
     """
-    found: Tensor = _Standardised.apply(rows, weight, mean, scale)
+    found: Tensor = _Standardised.apply(rows, weight, mean, scale)  # type: ignore[no-untyped-call]
     return found
 
 
@@ -114,7 +114,7 @@ class _Standardised(torch.autograd.Function):
 
 def raw_product(rows: SparseRows, weight: Tensor) -> Tensor:
     """Product of rows in the user's units with `weight`, features x columns."""
-    found: Tensor = _Raw.apply(rows, weight)
+    found: Tensor = _Raw.apply(rows, weight)  # type: ignore[no-untyped-call]
     return found
 
 
@@ -145,7 +145,7 @@ def dropped_product(
         A random byte per value, cells x features; values whose byte is below `kept` are kept, and
         multiplied by 256 / `kept`.
     """
-    found: Tensor = _Dropped.apply(rows, weight, mean, scale, draws, kept)
+    found: Tensor = _Dropped.apply(rows, weight, mean, scale, draws, kept)  # type: ignore[no-untyped-call]
     return found
 
 
@@ -174,9 +174,7 @@ class _Dropped(torch.autograd.Function):
         return None, found, None, None, None, None
 
 
-def _dropped_blocks(
-    rows: SparseRows, mean: Tensor, scale: Tensor, draws: Tensor, kept: int
-) -> Any:
+def _dropped_blocks(rows: SparseRows, mean: Tensor, scale: Tensor, draws: Tensor, kept: int) -> Any:
     size = block_rows(rows.shape[1], mean.device)
     for start in range(0, len(rows), size):
         part = slice(start, min(start + size, len(rows)))

@@ -45,7 +45,7 @@ class Wide:
         return nn.functional.linear(self.hidden, self.weight, self.bias)
 
     def detached(self) -> Wide:
-        """The same, from which nothing learns."""
+        """Return the same, from which nothing learns."""
         return Wide(self.hidden.detach(), self.weight.detach(), self.bias.detach())
 
 
@@ -88,7 +88,7 @@ def log_partition(
     Total, from which the decoder learns; the values of each row, and its squared distance from 1,
     from which nothing does.
     """
-    found: tuple[Tensor, Tensor, Tensor] = _LogPartition.apply(
+    found: tuple[Tensor, Tensor, Tensor] = _LogPartition.apply(  # type: ignore[no-untyped-call]
         wide.hidden, wide.weight, wide.bias, weights, judge, judged
     )
     return found
@@ -117,7 +117,7 @@ class _LogPartition(torch.autograd.Function):
             if judge is not None and bool(judged[part].any()):
                 score = _score(judge, p, 1.0, judged[part])
                 distances[part] = score.distances
-                slope = torch.mm(score.slope, judge.layers[0].weight).mul_(p)
+                slope = torch.mm(score.slope, judge.first.weight).mul_(p)
                 slope.addcmul_(slope, p, value=-1)
             if learns:
                 _add_slopes(slopes, part, hidden[part], weight, p, weights[part], slope)
@@ -151,7 +151,7 @@ def _add_slopes(
 def fake_distances(wide: Wide, judge: Discriminator, weights: Tensor) -> Tensor:
     """Weighted sum of the squared scores of sigmoid(p), from which the discriminator learns."""
     wide = wide.detached()
-    found: Tensor = _FakeDistances.apply(
+    found: Tensor = _FakeDistances.apply(  # type: ignore[no-untyped-call]
         (wide.hidden, wide.weight, wide.bias), judge, weights, *judge.parameters()
     )
     return found
@@ -194,7 +194,7 @@ class _Score:
 
 def _score(judge: Discriminator, x: Tensor, goal: float, weights: Tensor) -> _Score:
     """Scores of `x`; gradients at what the first layer gives, and of the later ones' weights."""
-    first, rest = judge.layers[0], judge.layers[1:]
+    first, rest = judge.first, judge.rest
     hidden = first(x).detach().requires_grad_()
     with torch.enable_grad():
         distances = (rest(hidden) - goal).square()[:, 0]

@@ -50,8 +50,8 @@ class PlainLoop:
         """Step the discriminators, then the network, through all cells."""
         for cells in order.split(self.config.batch_size or len(order)):
             x, targets = [t[cells] for t in self.x], [t[cells] for t in self.targets]
-            self._step(self.opponents, self._discriminators_loss(x, targets))
-            self._step(self.own, self._prediction_loss(x, targets, self.labels[cells]))
+            self._step(self.opponents, self.discriminators_loss(x, targets))
+            self._step(self.own, self.prediction_loss(x, targets, self.labels[cells]))
 
     def identification_pass(self, order: Tensor) -> None:
         """Step encoders, fusion and head through all cells."""
@@ -72,7 +72,8 @@ class PlainLoop:
         binary = self.network.shapes[m].likelihood == "binary"
         return torch.sigmoid(predictor) if binary else predictor
 
-    def _discriminators_loss(self, x: Sequence[Tensor], targets: Sequence[Tensor]) -> Tensor:
+    def discriminators_loss(self, x: Sequence[Tensor], targets: Sequence[Tensor]) -> Tensor:
+        """Weighted loss of the discriminators, decoded values detached."""
         with torch.no_grad():
             codes = self._codes(x)
             fakes = [
@@ -81,32 +82,27 @@ class PlainLoop:
             ]
         losses = [
             _losses.discriminator_loss(judge(real), judge(fake))
-            for judge, real, of_all in zip(
-                self.network.discriminators, targets, fakes, strict=True
-            )
+            for judge, real, of_all in zip(self.network.discriminators, targets, fakes, strict=True)
             for fake in of_all
         ]
         return self.config.weight("discriminator") * torch.stack(losses).mean()
 
-    def _prediction_loss(
+    def prediction_loss(
         self, x: Sequence[Tensor], targets: Sequence[Tensor], labels: Tensor
     ) -> Tensor:
+        """Weighted sum of reconstruction, translation, contrastive and generator loss."""
         codes = self._codes(x)
         sources = [*codes, self._fused(codes)]
         own, other, fooled = [], [], []
         for m, target in enumerate(targets):
             decoded = self.network.decode(m, torch.cat(sources)).split(len(target))
             for s, predictor in enumerate(decoded):
-                loss = _losses.prediction_loss(
-                    predictor, target, self.network.shapes[m].likelihood
-                )
+                loss = _losses.prediction_loss(predictor, target, self.network.shapes[m].likelihood)
                 (own if s == m else other).append(loss)
                 if s < len(codes):
                     score = self.network.discriminators[m](self._visible(m, predictor))
                     fooled.append(_losses.generator_loss(score))
-        contrastive = _losses.contrastive_loss(
-            codes[0], codes[1], labels, self.config.temperature
-        )
+        contrastive = _losses.contrastive_loss(codes[0], codes[1], labels, self.config.temperature)
         terms = {"reconstruction": own, "translation": other, "generator": fooled}
         total = sum(self.config.weight(name) * torch.stack(of).mean() for name, of in terms.items())
         return total + self.config.weight("contrastive") * contrastive

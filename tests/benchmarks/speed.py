@@ -7,9 +7,9 @@ the preset "original_multiome". An epoch is one pass of prediction (discriminato
 translation, contrastive) and four of identification, as in the original. The methods take turns, an
 epoch each, and medians are compared: this package; a plain loop that trains the same network with
 the same losses on slices of dense tensors; and the original on the same arrays, if a checkout of it
-is given. The peak is the rate of products of square matrices, measured in the same turns; arithmetic
-is counted as if all products were dense and nothing were shared, of the parts that the losses need.
-Memory is the largest resident size of a process that trains an epoch, above that before.
+is given. The peak is the rate of products of square matrices, measured in the same turns;
+arithmetic is counted as if all products were dense, of the parts that the losses need. Memory is
+the largest resident size of a process in its first epoch, above that before, input in memory.
 """
 
 from __future__ import annotations
