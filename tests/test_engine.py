@@ -103,13 +103,14 @@ def plain_discrimination(tasks: Tasks, batch: Batch) -> torch.Tensor:
         seen = [observed[rows, s] for s in range(len(batch.x))]
         one_hot = network.one_hot(batch.batches[rows])
         with torch.no_grad():
-            decoded = network.decode(
-                target,
-                torch.cat([codes[rows, s][here] for s, here in enumerate(seen)]),
-                None if one_hot is None else torch.cat([one_hot[here] for here in seen]),
-            )
-            fakes = torch.sigmoid(decoded) if kind == "binary" else decoded
-        for fake, here in zip(fakes.split([int(h.sum()) for h in seen]), seen, strict=True):
+            decoded = [
+                network.decode(
+                    target, codes[rows, s][here], None if one_hot is None else one_hot[here]
+                )
+                for s, here in enumerate(seen)
+            ]
+            fakes = [torch.sigmoid(p) if kind == "binary" else p for p in decoded]
+        for fake, here in zip(fakes, seen, strict=True):
             judge = network.discriminators[target]
             losses.append(_losses.discriminator_loss(judge(real[here]), judge(fake)))
     return torch.stack(losses).mean()
@@ -176,6 +177,21 @@ def test_discriminators(missing: bool, n_hidden: tuple[int, ...]) -> None:
     found = gradients(network, loss)
     assert {name.split(".")[0] for name in found} == {"discriminators"}
     assert_close(found, gradients(plain, expected))
+    assert_close(dict(network.named_buffers()), dict(plain.named_buffers()))
+
+
+@pytest.mark.usefixtures("sparse_everywhere")
+def test_a_network_that_does_not_learn_is_judged_alike() -> None:
+    """Held-out cells are judged by averaged weights, which have no gradients."""
+    data = dataset(missing=True)
+    network = network_for(data, discriminators=True).eval()
+    frozen = copy.deepcopy(network).requires_grad_(False)
+    batch = data.batch(np.arange(50), CPU)
+    one, other = (Tasks(n, TrainingConfig(), torch.ones(3)) for n in (network, frozen))
+    _, terms = one.label_free(batch, *one.codes(batch))
+    with torch.no_grad():
+        _, of_frozen = other.label_free(batch, *other.codes(batch))
+    assert_close(of_frozen, terms)
 
 
 @pytest.mark.usefixtures("sparse_everywhere")

@@ -126,7 +126,9 @@ def discriminator_losses(
     judge = _judge(network, decoding.target)
     binary = network.shapes[decoding.target].likelihood == "binary"
     with torch.no_grad():
-        wide = _wide(network, decoding).detached()
+        apart = [_wide(network, Decoding(decoding.target, [job])) for job in decoding.jobs]
+        hidden = torch.cat([one.hidden for one in apart])
+        wide = Wide(hidden, apart[0].weight, apart[0].bias).detached()
     first, rest = judge.first, judge.rest
     if binary:
         real = _raw_product(raw, first.weight.T)
@@ -138,8 +140,8 @@ def discriminator_losses(
         weights = decoding.weigh([1.0] * len(decoding.jobs))
         fake = fake_distances(wide, judge, weights) / len(decoding.jobs)
         return [(one + fake) / 2 for one in of_real]
-    hidden = _through(wide, first.weight, first.bias)
-    of_fake = [part.square().mean() for part in decoding.split(rest(hidden))]
+    scores = rest(_through(wide, first.weight, first.bias))
+    of_fake = [part.square().mean() for part in decoding.split(scores)]
     return [(one + other) / 2 for one, other in zip(of_real, of_fake, strict=True)]
 
 

@@ -198,7 +198,7 @@ def _score(judge: Discriminator, x: Tensor, goal: float, weights: Tensor) -> _Sc
     hidden = first(x).detach().requires_grad_()
     with torch.enable_grad():
         distances = (rest(hidden) - goal).square()[:, 0]
-        wanted = [hidden, *rest.parameters()]
+        wanted = [hidden, *(p for p in rest.parameters() if p.requires_grad)]
         slope, *of_rest = torch.autograd.grad(weights @ distances, wanted)
     return _Score(distances.detach(), slope, tuple(of_rest))
 

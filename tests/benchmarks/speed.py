@@ -71,8 +71,11 @@ def simulate(size: Size) -> tuple[MuData, np.ndarray]:
     )
     centres = rng.normal(size=(N_GROUPS, size.continuous))
     genes = (centres[groups] + rng.normal(size=(size.cells, size.continuous))).astype(np.float32)
+    parts = {"atac": AnnData(peaks), "rna": AnnData(genes)}
+    for name, part in parts.items():
+        part.var_names = [f"{name}{i}" for i in range(part.n_vars)]
     with quiet_update():
-        mdata = MuData({"atac": AnnData(peaks), "rna": AnnData(genes)})
+        mdata = MuData(parts)
     return mdata, groups
 
 
