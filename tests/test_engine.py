@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,7 +14,7 @@ import torch
 from scipy import sparse
 from torch.nn import functional as F
 
-from unitednet_mu import _losses, _values
+from unitednet_mu import _values
 from unitednet_mu._config import NetworkConfig, TrainingConfig
 from unitednet_mu._data import Batch, Dataset, Source
 from unitednet_mu._matrix import ModalitySpec
@@ -21,6 +23,10 @@ from unitednet_mu._setup import set_statistics
 from unitednet_mu._tasks import Tasks
 from unitednet_mu._values import SparseRows
 from unitednet_mu._wide import Wide, log_partition, squared_errors
+
+sys.path.insert(0, str(Path(__file__).parent / "benchmarks"))
+
+from _plain_loop import discriminator_loss, generator_loss, prediction_loss
 
 CPU = torch.device("cpu")
 N, WIDTHS = 90, {"atac": 170, "rna": 60, "levels": 130}
@@ -85,11 +91,11 @@ def plain_terms(tasks: Tasks, batch: Batch) -> dict[str, torch.Tensor]:
         decoded = network.decode(target, torch.cat(code), conditions).split([len(c) for c in code])
         for source, (predictor, here) in enumerate(zip(decoded, seen, strict=True)):
             name = "reconstruction" if source == target else "translation"
-            terms.setdefault(name, []).append(_losses.prediction_loss(predictor, real[here], kind))
+            terms.setdefault(name, []).append(prediction_loss(predictor, real[here], kind))
             if source < len(batch.x) and network.discriminators:
                 visible = torch.sigmoid(predictor) if kind == "binary" else predictor
                 score = network.discriminators[target](visible)
-                terms.setdefault("generator", []).append(_losses.generator_loss(score))
+                terms.setdefault("generator", []).append(generator_loss(score))
     return {name: torch.stack(values).mean() for name, values in terms.items()}
 
 
@@ -112,7 +118,7 @@ def plain_discrimination(tasks: Tasks, batch: Batch) -> torch.Tensor:
             fakes = [torch.sigmoid(p) if kind == "binary" else p for p in decoded]
         for fake, here in zip(fakes, seen, strict=True):
             judge = network.discriminators[target]
-            losses.append(_losses.discriminator_loss(judge(real[here]), judge(fake)))
+            losses.append(discriminator_loss(judge(real[here]), judge(fake)))
     return torch.stack(losses).mean()
 
 
@@ -273,3 +279,20 @@ def test_dropout_draws_are_one_stream() -> None:
     torch.manual_seed(0)
     draws, kept = layer.draws((7, 9))
     torch.testing.assert_close(dropped, (draws < kept).float() * 256 / kept)
+
+
+# ------------------------------------------------------------------ what the engine is compared with
+
+
+def test_plain_losses_by_hand(rng: np.random.Generator) -> None:
+    p, x = torch.from_numpy(rng.normal(size=(2, 13, 5)) * 3)
+    expected = sum((p.numpy() - x.numpy()).ravel() ** 2) / (13 * 5)
+    assert float(prediction_loss(p, x, "gaussian")) == pytest.approx(expected)
+    ones, share = (x.numpy() > 0).astype(float), 1 / (1 + np.exp(-p.numpy()))
+    expected = -np.mean(ones * np.log(share) + (1 - ones) * np.log(1 - share))
+    found = prediction_loss(p, torch.from_numpy(ones), "binary")
+    assert float(found) == pytest.approx(expected)
+    real, fake = p.numpy(), x.numpy()
+    judged = (np.mean((real - 1) ** 2) + np.mean(fake**2)) / 2
+    assert float(discriminator_loss(p, x)) == pytest.approx(judged)
+    assert float(generator_loss(x)) == pytest.approx(np.mean((fake - 1) ** 2))

@@ -13,6 +13,23 @@ from unitednet_mu._config import TrainingConfig
 from unitednet_mu._network import UnitedNetwork
 
 
+def prediction_loss(predictor: Tensor, target: Tensor, likelihood: str) -> Tensor:
+    """Mean squared error, or binary cross-entropy at the logit."""
+    if likelihood == "binary":
+        return F.binary_cross_entropy_with_logits(predictor, target)
+    return F.mse_loss(predictor, target)
+
+
+def discriminator_loss(real: Tensor, fake: Tensor) -> Tensor:
+    """Least squares: scores of real values to 1, of decoded ones to 0."""
+    return (F.mse_loss(real, torch.ones_like(real)) + F.mse_loss(fake, torch.zeros_like(fake))) / 2
+
+
+def generator_loss(fake: Tensor) -> Tensor:
+    """Least squares: scores of decoded values to 1."""
+    return F.mse_loss(fake, torch.ones_like(fake))
+
+
 class PlainLoop:
     """Trains a network on dense tensors in memory; every cell has every modality.
 
@@ -81,7 +98,7 @@ class PlainLoop:
                 for m in range(len(x))
             ]
         losses = [
-            _losses.discriminator_loss(judge(real), judge(fake))
+            discriminator_loss(judge(real), judge(fake))
             for judge, real, of_all in zip(self.network.discriminators, targets, fakes, strict=True)
             for fake in of_all
         ]
@@ -97,11 +114,11 @@ class PlainLoop:
         for m, target in enumerate(targets):
             decoded = self.network.decode(m, torch.cat(sources)).split(len(target))
             for s, predictor in enumerate(decoded):
-                loss = _losses.prediction_loss(predictor, target, self.network.shapes[m].likelihood)
+                loss = prediction_loss(predictor, target, self.network.shapes[m].likelihood)
                 (own if s == m else other).append(loss)
                 if s < len(codes):
                     score = self.network.discriminators[m](self._visible(m, predictor))
-                    fooled.append(_losses.generator_loss(score))
+                    fooled.append(generator_loss(score))
         contrastive = _losses.contrastive_loss(codes[0], codes[1], labels, self.config.temperature)
         terms = {"reconstruction": own, "translation": other, "generator": fooled}
         total = sum(self.config.weight(name) * torch.stack(of).mean() for name, of in terms.items())
