@@ -11,6 +11,7 @@ import mudata
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from scipy import sparse
 from sklearn.metrics import roc_auc_score
 from sklearn.neighbors import kneighbors_graph
@@ -18,6 +19,7 @@ from sklearn.neighbors import kneighbors_graph
 import unitednet_mu as un
 from unitednet_mu._compat import quiet_update
 from unitednet_mu._config import NetworkConfig, TrainingConfig
+from unitednet_mu._tasks import Tasks
 
 sys.path.insert(0, str(Path(__file__).parent / "benchmarks"))
 
@@ -34,6 +36,8 @@ import ablation
 import accuracy
 import markers
 import scale
+import speed
+from _plain_loop import PlainLoop
 
 NETWORK = {"n_hidden": [32], "n_latent": 8, "n_heads": 1, "dropout": 0.0, "input_dropout": 0.2}
 TRAINING = {"validation_fraction": 0.2, "max_epochs": 20, "batch_size": 32, "averaging": 0.8}
@@ -458,3 +462,42 @@ def test_cells_of_scale_are_sparse_and_of_groups(tmp_path: Path) -> None:
     assert len(means) == scale.N_GROUPS and means.std().min() > 0.1
     first, again = (next(scale.Cells(100, 12, 0).blocks(10)) for _ in range(2))
     np.testing.assert_array_equal(first[1].toarray(), again[1].toarray())
+
+
+def test_speed(capsys: pytest.CaptureFixture[str]) -> None:
+    """All turns are taken; what is computed is right: shares, ratios, and both loops learn."""
+    tiny = ["--cells", "96", "--binary", "50", "--continuous", "20", "--batch", "32"]
+    threads = torch.get_num_threads()
+    table = speed.main([*tiny, "--repeats", "2", "--threads", "1", "--no-memory"])
+    assert torch.get_num_threads() == threads
+    assert list(table.index) == [speed.OURS, speed.PLAIN]
+    assert (table > 0).all(axis=None)
+    plain = table.loc[speed.PLAIN]
+    assert plain["times as fast as the plain loop"] == 1
+    rate = 96 / table["seconds an epoch"]
+    np.testing.assert_allclose(table["cells a second"], rate)
+    assert "GFLOP/s" in capsys.readouterr().out
+
+
+def test_speed_compares_the_same_losses() -> None:
+    """The plain loop's losses of a mini-batch are those that the engine records."""
+    size = speed.Size(cells=64, binary=50, continuous=20, batch=64)
+    data, info, network = speed.opened(size)
+    tasks = Tasks(network.train(), info.training, None)
+    batch = data.batch(np.arange(64), torch.device("cpu"))
+    judged = tasks.total(tasks.discrimination(batch)).item()
+    total, terms = tasks.label_free(batch, *tasks.codes(batch))
+    assert set(terms) == {"reconstruction", "translation", "contrastive", "generator"}
+    x = [network.standardisers[m](one) for m, one in enumerate(batch.x)]
+    loop = PlainLoop(network, x, [batch.x[0], x[1]], batch.labels, info.training)
+    assert loop.discriminators_loss(x, loop.targets).item() == pytest.approx(judged, rel=1e-4)
+    plain = loop.prediction_loss(x, loop.targets, batch.labels).item()
+    assert plain == pytest.approx(total.item(), rel=1e-4)
+
+
+def test_arithmetic_of_an_epoch() -> None:
+    """Counted by hand for one hidden unit, one cell and one feature of each kind."""
+    size = speed.Size(cells=1, binary=1, continuous=1)
+    network = NetworkConfig(n_hidden=(1,), discriminators=True)
+    products = 15 + 9 + 4 * 2
+    assert speed.arithmetic(network, size) == 2 * 2 * products

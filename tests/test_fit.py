@@ -13,7 +13,7 @@ from scipy import sparse
 from sklearn.metrics import adjusted_rand_score
 
 import unitednet_mu as un
-from unitednet_mu import _heads, _matrix, _model, _noise, _setup, _train
+from unitednet_mu import _data, _heads, _matrix, _model, _noise, _setup, _train
 from unitednet_mu._compat import quiet_update
 from unitednet_mu._config import TrainingConfig
 from unitednet_mu._data import Batch
@@ -417,7 +417,10 @@ def opponents(fitted: MuData) -> tuple[Tasks, Optimisers, Batch]:
     network = UnitedNetwork(
         model.network.shapes, 3, 0, type(model.info.network).build(info)
     ).train()
-    config = TrainingConfig(loss_weights={"generator": 1.0}, weight_decay=0.0)
+    others = ("reconstruction", "translation", "contrastive")
+    config = TrainingConfig(
+        loss_weights={"generator": 1.0} | dict.fromkeys(others, 0.0), weight_decay=0.0
+    )
     data = model.open(fitted)
     batch = data.batch(np.arange(32), torch.device("cpu"))
     return Tasks(network, config, torch.ones(3)), Optimisers(network, config, 10), batch
@@ -448,8 +451,8 @@ def test_discriminator_step_moves_discriminators_only(opponents: Any) -> None:
 def test_network_step_leaves_discriminators(opponents: Any) -> None:
     tasks, optimisers, batch = opponents
     own, theirs = parameters(tasks.network)
-    terms = tasks.label_free(batch, *tasks.codes(batch))
-    optimisers.step(terms["generator"])
+    total, _ = tasks.label_free(batch, *tasks.codes(batch))
+    optimisers.step(total)
     own_after, theirs_after = parameters(tasks.network)
     assert distance(theirs, theirs_after) == 0
     moved = {name for name in own if float((own[name] - own_after[name]).abs().max()) > 0}
@@ -464,7 +467,7 @@ def test_opponents_pull_apart(opponents: Any) -> None:
             module.p = 0.0
 
     def generator() -> torch.Tensor:
-        return tasks.label_free(batch, *tasks.codes(batch))["generator"]
+        return tasks.label_free(batch, *tasks.codes(batch))[0]
 
     for _ in range(20):
         optimisers.step_discriminators(tasks.discrimination(batch)["discriminator"])
@@ -540,7 +543,7 @@ def held_out_loss(mdata: MuData, term: str) -> float:
     tasks = Tasks(model.network, model.info.training, None)
     batch = data.batch(held_out, torch.device("cpu"))
     with torch.no_grad():
-        return float(tasks.label_free(batch, *tasks.codes(batch))[term])
+        return float(tasks.label_free(batch, *tasks.codes(batch))[1][term])
 
 
 def test_early_stopping_restores_the_best_state(paired: MuData, quick: dict[str, Any]) -> None:
@@ -711,6 +714,8 @@ def test_sparse_stays_sparse(
         assert getattr(module, name) >= 1024
         monkeypatch.setattr(module, name, 40)
     monkeypatch.setattr(_noise, "_MAX_CELLS", 40)
+    assert 4 * _data._FEW_VALUES == 64 * 2**20  # bytes; what is smaller is made dense
+    monkeypatch.setattr(_data, "_FEW_VALUES", 0)
     dense: list[int] = []
     for kind in (sparse.csr_matrix, sparse.csr_array, sparse.csc_matrix, sparse.csc_array):
         plain = kind.toarray

@@ -109,7 +109,7 @@ def _label_free_loss(model: Model, info: ModelInfo, data: Dataset, cells: np.nda
     tasks = Tasks(model.network.eval(), info.training, None)
     total, n_cells = 0.0, 0
     for chunk, batch in data.batches_of(data.in_file_order(cells), _CHECKED_CELLS, model.device):
-        terms = tasks.label_free(batch, *tasks.codes(batch))
+        _, terms = tasks.label_free(batch, *tasks.codes(batch))
         found = [float(terms[name]) for name in ("reconstruction", "translation") if name in terms]
         if found:
             total, n_cells = total + len(chunk) * sum(found), n_cells + len(chunk)

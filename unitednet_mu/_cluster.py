@@ -5,13 +5,13 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
-import igraph
 import numpy as np
 from scipy import sparse
-from sklearn.cluster import KMeans
-from sklearn.metrics import adjusted_rand_score
-from sklearn.neighbors import kneighbors_graph
+
+if TYPE_CHECKING:
+    import igraph
 
 #: Sizes of the neighbourhoods that groups are looked for at: which is best differs between data.
 _SCALES = (10, 15, 20, 30)
@@ -24,6 +24,9 @@ _MAX_CELLS = 20_000
 
 def shared_neighbour_graph(x: np.ndarray, n_neighbors: int) -> igraph.Graph:
     """k-nearest-neighbour graph of the rows of `x`, edges weighted by Jaccard index."""
+    import igraph
+    from sklearn.neighbors import kneighbors_graph
+
     knn = kneighbors_graph(x, min(n_neighbors, len(x) - 1), include_self=False)
     knn = sparse.csr_array(knn) + sparse.eye_array(len(x), format="csr")
     shared = sparse.triu(knn @ knn.T, 1).tocoo()
@@ -37,6 +40,8 @@ def shared_neighbour_graph(x: np.ndarray, n_neighbors: int) -> igraph.Graph:
 @contextmanager
 def _igraph_seed(seed: int) -> Iterator[None]:
     """Seed igraph, which draws from Python's own generator unless told otherwise, for the block."""
+    import igraph
+
     igraph.set_random_number_generator(random.Random(seed))
     try:
         yield
@@ -73,7 +78,7 @@ def leiden_groups(x: np.ndarray, n_groups: int | None, seed: int = 0) -> np.ndar
     for scale in _SCALES:
         found += _merged_communities(shared_neighbour_graph(x, scale), n_groups, seed)
     if not found:  # fewer rows than communities asked for, or no structure at all
-        return _by_size(KMeans(n_groups, n_init=10, random_state=seed).fit_predict(x))
+        return _k_means(x, n_groups, 10, seed)
     return _by_size(_most_agreed(found))
 
 
@@ -103,6 +108,8 @@ def _resolution(graph: igraph.Graph, n_communities: int) -> float:
 
 def _most_agreed(found: list[np.ndarray]) -> np.ndarray:
     """Return the grouping with the highest mean adjusted Rand index to all."""
+    from sklearn.metrics import adjusted_rand_score
+
     agreement = [[adjusted_rand_score(a, b) for b in found] for a in found]
     return found[int(np.mean(agreement, axis=1).argmax())]
 
@@ -127,6 +134,12 @@ def _merge(edges: np.ndarray, weights: np.ndarray, labels: np.ndarray, n_groups:
     return np.asarray(np.unique(labels, return_inverse=True)[1])
 
 
+def _k_means(x: np.ndarray, n_groups: int, n_init: int, seed: int) -> np.ndarray:
+    from sklearn.cluster import KMeans
+
+    return _by_size(KMeans(n_groups, n_init=n_init, random_state=seed).fit_predict(x))
+
+
 def _by_size(labels: np.ndarray) -> np.ndarray:
     order = np.argsort(-np.bincount(labels), kind="stable")
     return np.asarray(np.argsort(order)[labels])
@@ -149,7 +162,7 @@ def starting_groups(x: np.ndarray, n_groups: int | None, method: str, seed: int)
     rng = np.random.default_rng(seed)
     rows = np.sort(rng.choice(len(x), min(len(x), _MAX_CELLS), replace=False))
     if method == "kmeans" and n_groups is not None:
-        labels = _by_size(KMeans(n_groups, n_init=20, random_state=seed).fit_predict(x[rows]))
+        labels = _k_means(x[rows], n_groups, 20, seed)
     else:
         labels = leiden_groups(x[rows], n_groups, seed)
     if len(rows) == len(x):

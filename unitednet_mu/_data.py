@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -14,12 +14,13 @@ from mudata import MuData
 from torch import Tensor
 
 from . import _validate
-from ._compat import warn_user
+from ._compat import is_sparse, warn_user
 from ._config import LIKELIHOODS, Likelihood
 from ._matrix import Columns, Source, Stacked, kind_of, matrix_of, row_bytes, scan
 from ._matrix import ModalitySpec as ModalitySpec
 from ._matrix import to_dense as to_dense
 from ._stored import ahead
+from ._values import SparseRows, Values
 
 logger = logging.getLogger(__name__)
 
@@ -28,6 +29,8 @@ logger = logging.getLogger(__name__)
 _BUFFER_BYTES = 2**27
 #: Stretches of the file that cells read together come from, in a random order.
 _STRETCHES = 128
+#: Largest matrix that is made dense for training, 64 MiB.
+_FEW_VALUES = 2**24
 
 
 @dataclass
@@ -37,21 +40,24 @@ class Batch:
     Attributes
     ----------
     x
-        Per modality float32 (its cells x features) in the user's units, or None where no cell has
-        it.
+        Per modality float32 (its cells x features) in the user's units, as sparse rows where the
+        matrix is sparse and that pays, or None where no cell has it.
     rows
         Per modality the positions of its cells in the batch.
     observed
         Bool, cells x modalities.
     labels, batches
         int64 per cell, -1 where unknown.
+    complete
+        Whether every cell has every modality.
     """
 
-    x: list[Tensor | None]
+    x: list[Values | None]
     rows: list[Tensor]
     observed: Tensor
     labels: Tensor
     batches: Tensor
+    complete: bool
 
     def __len__(self) -> int:
         return len(self.observed)
@@ -98,19 +104,25 @@ class Dataset:
 
     def batch(self, cells: np.ndarray, device: torch.device) -> Batch:
         """Mini-batch of `cells` (positions)."""
-        x: list[Tensor | None] = []
+        x: list[Values | None] = []
         rows: list[Tensor] = []
         for m, source in enumerate(self.sources):
             where = np.flatnonzero(self.observed[cells, m])
             rows.append(torch.from_numpy(where).to(device))
-            x.append(torch.from_numpy(source.take(cells[where])).to(device) if len(where) else None)
+            x.append(_values_of(source, cells[where], device) if len(where) else None)
         return Batch(
             x,
             rows,
             torch.from_numpy(self.observed[cells]).to(device),
             torch.from_numpy(self.labels[cells]).to(device),
             torch.from_numpy(self.batches[cells]).to(device),
+            complete=bool(self.observed[cells].all()),
         )
+
+    def at_hand(self) -> Dataset:
+        """Return the same cells, small sparse matrices made dense once, not at every step."""
+        sources = [replace(source, matrix=_at_hand(source.matrix)) for source in self.sources]
+        return replace(self, sources=sources)
 
     def restricted(self, modalities: Sequence[int]) -> Dataset:
         """All cells, observed in these modalities only."""
@@ -189,6 +201,19 @@ class Dataset:
         """Consecutive mini-batches of at most `size` cells, with their positions."""
         for block, data, here in self.blocks_of(cells, size):
             yield block, data.batch(here, device)
+
+
+def _at_hand(matrix: Any) -> Any:
+    small = is_sparse(matrix) and matrix.shape[0] * matrix.shape[1] <= _FEW_VALUES
+    return to_dense(matrix).astype(np.float32) if small else matrix
+
+
+def _values_of(source: Source, cells: np.ndarray, device: torch.device) -> Values:
+    """Values of `cells`, each of which has the modality; sparse on the CPU where that pays."""
+    block = source.sparse_or_dense(cells)
+    if device.type == "cpu" and is_sparse(block) and SparseRows.pays(block):
+        return SparseRows(block)
+    return torch.from_numpy(np.ascontiguousarray(to_dense(block), dtype=np.float32)).to(device)
 
 
 def check_values(data: Dataset) -> None:

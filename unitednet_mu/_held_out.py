@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
-from scipy.optimize import minimize_scalar
 from torch.nn import functional as F
 
 from ._correlation import Correlation
@@ -26,6 +25,8 @@ _TAIL = 0.05
 
 def calibrate(model: Model, held_out: Dataset) -> None:
     """Set the temperature, 1/3 to 3, to the likeliest for held-out labels (Guo et al. 2017)."""
+    from scipy.optimize import minimize_scalar
+
     labelled = (held_out.labels >= 0) & held_out.observed.any(1)
     if int(labelled.sum()) < FEW_CELLS:
         return

@@ -1,4 +1,7 @@
-"""The loss terms of the paper (Methods, "Loss functions"): pure functions, one per term."""
+"""The loss terms of the paper on codes and groups (Methods, "Loss functions"): pure functions.
+
+Those of decoded values are in `_decoding`.
+"""
 
 from __future__ import annotations
 
@@ -6,22 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ._config import Likelihood
-
 _EPS = 1e-9
-
-
-def prediction_loss(predictor: Tensor, target: Tensor, likelihood: Likelihood) -> Tensor:
-    """Reconstruction and translation: mean squared error, or binary cross-entropy at the logit.
-
-    Parameters
-    ----------
-    predictor, target
-        Cells x features; `target` standardised where continuous, 0/1 where binary.
-    """
-    if likelihood == "binary":
-        return F.binary_cross_entropy_with_logits(predictor, target)
-    return F.mse_loss(predictor, target)
 
 
 def contrastive_loss(a: Tensor, b: Tensor, groups: Tensor, temperature: float) -> Tensor:
@@ -94,13 +82,3 @@ def entropy_loss(probabilities: Tensor) -> Tensor:
     """Negative entropy of the mean assignment, which keeps all groups in use."""
     mean = probabilities.mean(0)
     return (mean * torch.log(mean.clamp_min(_EPS))).sum()
-
-
-def discriminator_loss(real: Tensor, fake: Tensor) -> Tensor:
-    """Least-squares GAN, the discriminator's side: real scores to 1, decoded ones to 0."""
-    return (F.mse_loss(real, torch.ones_like(real)) + F.mse_loss(fake, torch.zeros_like(fake))) / 2
-
-
-def generator_loss(fake: Tensor) -> Tensor:
-    """Least-squares GAN, the decoders' side: decoded scores towards 1."""
-    return F.mse_loss(fake, torch.ones_like(fake))

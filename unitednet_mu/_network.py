@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import cast
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ._config import Likelihood, NetworkConfig
+from ._values import Values, dropped_product, standardised_product
 
 _ACTIVATIONS: dict[str, type[nn.Module]] = {
     "leaky_relu": nn.LeakyReLU,
@@ -51,16 +53,26 @@ class Dropout(nn.Dropout):
             return input
         if input.device.type != "cpu":
             return super().forward(input)
+        draws, kept = self.draws(input.shape)
+        return input * (draws < kept).to(input.dtype).mul_(256 / kept)
+
+    def draws(self, shape: Sequence[int]) -> tuple[Tensor, int]:
+        """Draw a random byte for each element, on the CPU; which are below a number are kept."""
+        n = math.prod(shape)
+        words = torch.empty(-(-n // 8), dtype=torch.int64).random_(-(2**63), None)
         kept = min(max(round((1 - self.p) * 256), 1), 255)
-        words = torch.empty(-(-input.numel() // 8), dtype=torch.int64, device=input.device)
-        draws = words.random_(-(2**63), None).view(torch.uint8)[: input.numel()]
-        return input * (draws.view(input.shape) < kept).to(input.dtype).mul_(256 / kept)
+        return words.view(torch.uint8)[:n].view(shape), kept
 
 
 def _activated(width: int, config: NetworkConfig) -> list[nn.Module]:
     """Layers behind a linear one: normalise, activate (one instance a place for shap), drop."""
     layers: list[nn.Module] = [nn.BatchNorm1d(width)] if config.batch_norm else []
     return [*layers, _ACTIVATIONS[config.activation](), Dropout(config.dropout)]
+
+
+#: Largest distance of a feature's mean from zero, in deviations, for products of values that are
+#: not standardised to be as exact as they should.
+_FAR = 64.0
 
 
 class Standardiser(nn.Module):
@@ -76,7 +88,24 @@ class Standardiser(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Standardise `x`, cells x features."""
-        return (x - self.mean) / self.scale
+        return (x - self.mean).div_(self.scale)
+
+    def read(self, x: Values) -> Values:
+        """Standardise dense values; sparse ones stay as they are, for :meth:`product` to do it."""
+        if isinstance(x, Tensor):
+            return cast("Tensor", self(x))
+        far = bool(((self.mean / self.scale).abs() > _FAR).any())
+        return self(x.dense()) if far else x
+
+    def product(self, x: Values, weight: Tensor) -> Tensor:
+        """Product of what :meth:`read` returned, standardised, with weights, features x columns."""
+        if isinstance(x, Tensor):
+            return x @ weight
+        return standardised_product(x, weight, self.mean, self.scale)
+
+    def squares(self, x: Values) -> Tensor:
+        """Sum of squares of each row of what :meth:`read` returned, standardised."""
+        return x.square().sum(1) if isinstance(x, Tensor) else x.squares(self.mean, self.scale)
 
     def inverse(self, x: Tensor) -> Tensor:
         """Back to the user's units."""
@@ -99,8 +128,20 @@ class Encoder(nn.Module):
         self.deep = nn.Sequential(*layers, nn.Linear(config.n_hidden[-1], config.n_latent))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Code of `x`, cells x n_latent."""
-        hidden = self.wide(self.drop(x))
+        """Code of `x`, standardised, cells x n_latent."""
+        return self._code(self.wide(self.drop(x)))
+
+    def read(self, x: Values, standardiser: Standardiser) -> Tensor:
+        """Code of what the standardiser has read, cells x n_latent."""
+        if isinstance(x, Tensor):
+            return cast("Tensor", self(x))
+        if not self.training or self.drop.p == 0:
+            return self._code(standardiser.product(x, self.wide.weight.T) + self.wide.bias)
+        mean, scale = standardiser.mean, standardiser.scale
+        hidden = dropped_product(x, self.wide.weight.T, mean, scale, *self.drop.draws(x.shape))
+        return self._code(hidden + self.wide.bias)
+
+    def _code(self, hidden: Tensor) -> Tensor:
         code: Tensor = self.deep(hidden[:, : self.n_hidden])
         return code + hidden[:, self.n_hidden :] if hidden.shape[1] > self.n_hidden else code
 
@@ -119,10 +160,14 @@ class Decoder(nn.Module):
         self.deep = nn.Sequential(*layers)
         self.wide = nn.Linear(widths[-1] + (n_in if config.linear_path else 0), n_features)
 
+    def hidden(self, code: Tensor) -> Tensor:
+        """Return what the wide layer reads."""
+        hidden: Tensor = self.deep(code)
+        return torch.cat([hidden, code], 1) if self.linear_path else hidden
+
     def forward(self, code: Tensor) -> Tensor:
         """Linear predictor of every feature, cells x n_features."""
-        hidden = self.deep(code)
-        out: Tensor = self.wide(torch.cat([hidden, code], 1) if self.linear_path else hidden)
+        out: Tensor = self.wide(self.hidden(code))
         return out
 
 
@@ -157,6 +202,16 @@ class Discriminator(nn.Module):
         self.layers = nn.Sequential(
             nn.Linear(n_features, width), nn.LeakyReLU(0.2), nn.Linear(width, 1)
         )
+
+    @property
+    def first(self) -> nn.Linear:
+        """Layer that reads the values."""
+        return cast("nn.Linear", self.layers[0])
+
+    @property
+    def rest(self) -> nn.Sequential:
+        """Layers that make a score of what the first one gives."""
+        return cast("nn.Sequential", self.layers[1:])
 
     def forward(self, x: Tensor) -> Tensor:
         """Score of each cell, cells x 1."""
@@ -239,10 +294,18 @@ class UnitedNetwork(nn.Module):
         device = self.fusion.logits.device
         self.heads = nn.ModuleList(Head(n_groups, self.config) for _ in range(n_heads)).to(device)
 
-    def encode(self, m: int, x: Tensor) -> Tensor:
+    def encode(self, m: int, x: Values) -> Tensor:
         """Code of modality `m` from values in the user's units, cells x n_latent."""
-        code: Tensor = self.encoders[m](self.standardisers[m](x))
-        return code
+        return self.encode_read(m, self.read(m, x))
+
+    def read(self, m: int, x: Values) -> Values:
+        """Standardise values of modality `m` for :meth:`encode_read`; sparse ones stay sparse."""
+        return cast("Standardiser", self.standardisers[m]).read(x)
+
+    def encode_read(self, m: int, x: Values) -> Tensor:
+        """Code of modality `m` from what :meth:`read` returned, cells x n_latent."""
+        standardiser = cast("Standardiser", self.standardisers[m])
+        return cast("Encoder", self.encoders[m]).read(x, standardiser)
 
     def decode(self, m: int, code: Tensor, batch: Tensor | None = None) -> Tensor:
         """Linear predictor of modality `m` (standardised values, or logits where binary).
@@ -250,14 +313,19 @@ class UnitedNetwork(nn.Module):
         `batch` is one-hot (or a mixture), cells x n_batches; needed where decoders are
         batch-conditioned.
         """
-        if self.n_batches:
-            if batch is None:
-                raise ValueError(
-                    "decode: the decoders are conditioned on the batch, found batch=None."
-                )
-            code = torch.cat([code, batch], 1)
-        predictor: Tensor = self.decoders[m](code)
+        predictor: Tensor = self.decoders[m](self._conditioned(code, batch))
         return predictor
+
+    def before_wide(self, m: int, code: Tensor, batch: Tensor | None = None) -> Tensor:
+        """Return what the last layer of a decoder reads; `batch` as in :meth:`decode`."""
+        return cast("Decoder", self.decoders[m]).hidden(self._conditioned(code, batch))
+
+    def _conditioned(self, code: Tensor, batch: Tensor | None) -> Tensor:
+        if not self.n_batches:
+            return code
+        if batch is None:
+            raise ValueError("decode: the decoders are conditioned on the batch, found batch=None.")
+        return torch.cat([code, batch], 1)
 
     def one_hot(self, batches: Tensor) -> Tensor | None:
         """Batch vectors of cells, None without batches; an unknown one (-1) is an even mixture."""

@@ -7,7 +7,6 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import solve_triangular
-from sklearn.metrics import pairwise_distances
 
 from ._data import Dataset
 from ._model import Model
@@ -108,6 +107,8 @@ class _Part:
 
     def relative_distance(self, x: Array) -> Array:
         """Cells x groups; NaN for cells or groups that lack the modality."""
+        from sklearn.metrics import pairwise_distances
+
         out = np.full((len(x), len(self._centres) if self._of_any else 1), np.nan)
         here = ~np.isnan(x).any(1)
         if not self._of_any or not here.any():

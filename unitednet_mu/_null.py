@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from scipy.stats import false_discovery_control
 
 from ._data import Dataset
 from ._matrix import Shuffled
@@ -142,6 +141,8 @@ def q_values(p: Array, n_tests: int | None = None) -> NDArray[np.float64]:
     n_tests
         Number of tests, where these are only some: the others count as not significant at all.
     """
+    from scipy.stats import false_discovery_control
+
     q = np.full(p.shape, np.nan)
     known = ~np.isnan(p)
     if known.any():

@@ -51,7 +51,9 @@ class Optimisers:
             pct_start=max(0.2, 2 / (n_steps + 1)),  # it divides by 0.2 x 5 - 1 where these are 5
         )
         self.opponents = opponents
-        self.opponent = torch.optim.AdamW(opponents, lr=config.learning_rate) if opponents else None
+        self.opponent = (
+            torch.optim.AdamW(opponents, lr=config.learning_rate, fused=True) if opponents else None
+        )
 
     @property
     def rate(self) -> float:

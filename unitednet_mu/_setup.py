@@ -7,7 +7,6 @@ from typing import cast
 
 import numpy as np
 import torch
-from sklearn.preprocessing import StandardScaler
 
 from ._data import Dataset
 from ._network import Decoder, Standardiser, UnitedNetwork
@@ -23,6 +22,8 @@ def set_statistics(network: UnitedNetwork, data: Dataset, cells: np.ndarray) -> 
     Sums run over the cells in the order given (on disk, if that takes several readings, in the
     order of the file), in float64 and in blocks; nothing is densified or read as a whole.
     """
+    from sklearn.preprocessing import StandardScaler
+
     for m in range(len(data.sources)):
         scaler = StandardScaler(with_mean=False)
         mine = cells[data.observed[cells, m]]

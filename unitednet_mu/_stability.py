@@ -7,8 +7,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import linear_sum_assignment
-from scipy.stats import rankdata
 
 from ._explain import Floats, GroupRelevance
 
@@ -54,6 +52,8 @@ def match_groups(
     -------
     One group of the other model for each group of the reference (Hungarian assignment).
     """
+    from scipy.optimize import linear_sum_assignment
+
     both = (reference >= 0) & (other >= 0)
     overlap = np.zeros((n_groups, n_groups), np.int64)
     np.add.at(overlap, (reference[both], other[both]), 1)
@@ -119,6 +119,8 @@ def rank_correlation(values: Floats) -> float:
     values
         Models x features.
     """
+    from scipy.stats import rankdata
+
     if values.shape[1] < 2 or (np.ptp(values, axis=1) == 0).any():
         return float("nan")
     between = np.atleast_2d(np.corrcoef(rankdata(values, axis=1)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -10,7 +11,9 @@ from torch import Tensor
 from . import _losses
 from ._config import TrainingConfig
 from ._data import Batch
+from ._decoding import Decoding, Job, decoding_losses, discriminator_losses
 from ._network import UnitedNetwork
+from ._values import Values
 
 Terms = dict[str, Tensor]
 
@@ -33,6 +36,7 @@ class Tasks:
     ) -> None:
         self.network, self.config, self.class_weights = network, config, class_weights
         self.device = network.fusion.logits.device
+        self._last: tuple[Batch, list[Values | None]] | None = None
 
     @property
     def supervised(self) -> bool:
@@ -46,30 +50,53 @@ class Tasks:
 
     def codes(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Codes of all modalities (cells x modalities x n_latent), and which count (bool)."""
+        read = self._read(batch)
+        if batch.complete and not (self.network.training and len(batch) < 2):
+            codes = [self.network.encode_read(m, x) for m, x in enumerate(read) if x is not None]
+            return torch.stack(codes, 1), batch.observed
         observed = batch.observed.clone()
-        shape = (len(batch), len(batch.x), self.network.config.n_latent)
-        codes = torch.zeros(shape, device=self.device)
-        for m, (x, rows) in enumerate(zip(batch.x, batch.rows, strict=True)):
+        shape = (len(batch), len(read), self.network.config.n_latent)
+        found = torch.zeros(shape, device=self.device)
+        for m, (x, rows) in enumerate(zip(read, batch.rows, strict=True)):
             if x is None or (
                 self.network.training and len(x) < 2
             ):  # batch statistics need two cells
                 observed[:, m] = False
             else:
-                codes[rows, m] = self.network.encode(m, x)
-        return codes, observed
+                found[rows, m] = self.network.encode_read(m, x)
+        return found, observed
 
-    def label_free(self, batch: Batch, codes: Tensor, observed: Tensor) -> Terms:
-        """Reconstruction, translation, contrastive and generator terms."""
+    def _read(self, batch: Batch) -> list[Values | None]:
+        """Values of a mini-batch, standardised unless sparse; kept until another one is read."""
+        if self._last is None or self._last[0] is not batch:
+            read = [None if x is None else self.network.read(m, x) for m, x in enumerate(batch.x)]
+            self._last = batch, read
+        return self._last[1]
+
+    def label_free(self, batch: Batch, codes: Tensor, observed: Tensor) -> tuple[Tensor, Terms]:
+        """Reconstruction, translation, contrastive and generator terms.
+
+        Returns
+        -------
+        Their weighted sum, which the network learns from, and the terms, which are for the record.
+        """
         # Only the groups teach the weights (as in the paper): decoding would favour the modality
         # with the fewest features, which is the easiest to decode.
         fused = self._fused(codes, observed, learn=False)
-        terms: dict[str, list[Tensor]] = defaultdict(list)
-        for target, x in enumerate(batch.x):
-            if x is not None:
-                self._add_target(target, x, batch, codes, observed, fused, terms)
+        decodings = [
+            self._decoding(target, batch, codes, observed, fused)
+            for target, x in enumerate(batch.x)
+            if x is not None
+        ]
+        read = self._read(batch)
+        total, terms = decoding_losses(self.network, self.config, decodings, batch.x, read)
         if self.config.weight("contrastive"):
-            terms["contrastive"] = self._contrastive(batch, codes, observed)
-        return _means(terms)
+            values = self._contrastive(batch, codes, observed)
+            if values:
+                contrastive = torch.stack(values).mean()
+                total = total + self.config.weight("contrastive") * contrastive
+                terms["contrastive"] = contrastive.detach()
+        return total, terms
 
     def identification(self, batch: Batch, codes: Tensor, observed: Tensor) -> Terms:
         """Identification terms of every head.
@@ -77,15 +104,18 @@ class Tasks:
         Cross-entropy with labels, or with the groups that training starts from; without labels also
         divergence clustering and entropy.
         """
-        usable = observed.any(1)
-        if int(usable.sum()) < 2:
+        labels = batch.labels
+        if not batch.complete:
+            usable = observed.any(1)
+            codes, observed, labels = codes[usable], observed[usable], labels[usable]
+        if len(codes) < 2:
             return {}
-        fused = self._fused(codes[usable], observed[usable], learn=True)
+        fused = self._fused(codes, observed, learn=True)
         terms: dict[str, list[Tensor]] = defaultdict(list)
         for head in self.network.heads:
             logits, projected = head(fused)
             if self.config.weight("cross_entropy"):
-                loss = _losses.cross_entropy_loss(logits, batch.labels[usable], self.class_weights)
+                loss = _losses.cross_entropy_loss(logits, labels, self.class_weights)
                 terms["cross_entropy"].append(loss)
             if not self.supervised:
                 for name, value in self.clustering(logits, projected).items():
@@ -104,22 +134,14 @@ class Tasks:
 
     def discrimination(self, batch: Batch) -> Terms:
         """Return the discriminators' own loss; decoded values are detached, nothing else learns."""
-        losses = []
         with torch.no_grad():
             codes, observed = self.codes(batch)
-        for target, x in enumerate(batch.x):
-            for source in range(len(batch.x)):
-                here = observed[batch.rows[target], source]
-                if x is None or int(here.sum()) < 2:
-                    continue
-                with torch.no_grad():
-                    code = codes[batch.rows[target][here], source]
-                    predictor = self.network.decode(
-                        target, code, self._one_hot(batch, target, here)
-                    )
-                    fake, real = self._visible(target, predictor), self._real(target, x[here])
-                score = self.network.discriminators[target]
-                losses.append(_losses.discriminator_loss(score(real), score(fake)))
+        losses = []
+        for target, (x, read) in enumerate(zip(batch.x, self._read(batch), strict=True)):
+            if x is None or read is None:
+                continue
+            jobs = self._decoding(target, batch, codes, observed, None)
+            losses += discriminator_losses(self.network, jobs, x, read)
         return {"discriminator": torch.stack(losses).mean()} if losses else {}
 
     def _fused(self, codes: Tensor, observed: Tensor, *, learn: bool) -> Tensor:
@@ -134,77 +156,46 @@ class Tasks:
         fused: Tensor = self.network.fusion(codes, kept | nowhere, learn=learn)
         return fused
 
-    def _add_target(
-        self,
-        target: int,
-        x: Tensor,
-        batch: Batch,
-        codes: Tensor,
-        observed: Tensor,
-        fused: Tensor,
-        terms: dict[str, list[Tensor]],
-    ) -> None:
-        """Add the terms of decoding `target` from its own, every other, and the fused code.
+    def _decoding(
+        self, target: int, batch: Batch, codes: Tensor, observed: Tensor, fused: Tensor | None
+    ) -> Decoding:
+        """Which codes `target` is decoded from: its own, every other, and the fused one if given.
 
-        All codes go through the decoder in one pass, so that batch statistics are of all of them.
+        Cells that lack the target, or what it is decoded from, are left out.
         """
-        rows, likelihood = batch.rows[target], self.network.shapes[target].likelihood
-        real = self._real(target, x)
+        rows = batch.rows[target]
+        n = codes.shape[1]
         adversarial = bool(self.network.discriminators) and self.config.weight("generator") > 0
-        jobs: list[tuple[str, bool, Tensor, Tensor]] = []
-        for source in [*range(len(batch.x)), None][: len(batch.x) + (len(batch.x) > 1)]:
+        jobs = []
+        for source in range(n + (fused is not None and n > 1)):
             name = "reconstruction" if source == target else "translation"
-            judged = adversarial and source is not None
-            here = observed[rows].any(1) if source is None else observed[rows, source]
-            if (self.config.weight(name) or judged) and int(here.sum()) >= 2:
-                code = (fused if source is None else codes[:, source])[rows[here]]
-                jobs.append((name, judged, here, code))
-        if not jobs:
-            return
-        one_hot = [self._one_hot(batch, target, here) for _, _, here, _ in jobs]
-        together = torch.cat([code for *_, code in jobs])
-        batches = (
-            torch.cat([o for o in one_hot if o is not None]) if self.network.n_batches else None
-        )
-        decoded = self.network.decode(target, together, batches)
-        parts = decoded.split([len(code) for *_, code in jobs])
-        for (name, judged, here, _), predictor in zip(jobs, parts, strict=True):
-            if self.config.weight(name):
-                terms[name].append(_losses.prediction_loss(predictor, real[here], likelihood))
-            if judged:
-                score = self.network.discriminators[target](self._visible(target, predictor))
-                terms["generator"].append(_losses.generator_loss(score))
+            judged = adversarial and source < n
+            if fused is not None and not (self.config.weight(name) or judged):
+                continue
+            code = codes[:, source] if source < n else cast("Tensor", fused)
+            here: Tensor | None = None
+            one_hot = self.network.one_hot(batch.batches)
+            if not batch.complete:
+                seen = observed[rows, source] if source < n else observed[rows].any(1)
+                here = seen.nonzero()[:, 0]
+                code = code[rows[here]]
+                one_hot = None if one_hot is None else one_hot[rows[here]]
+            if len(code) >= 2:
+                jobs.append(Job(name, judged, here, code, one_hot))
+        return Decoding(target, jobs)
 
     def _contrastive(self, batch: Batch, codes: Tensor, observed: Tensor) -> list[Tensor]:
         groups = batch.labels  # given, or those that training starts from
         values = []
         for a in range(codes.shape[1]):
             for b in range(a + 1, codes.shape[1]):
-                both = observed[:, a] & observed[:, b]
-                if int(both.sum()) >= 2:
-                    pair = codes[both, a], codes[both, b]
-                    values.append(
-                        _losses.contrastive_loss(*pair, groups[both], self.config.temperature)
-                    )
+                pair, of_pair = (codes[:, a], codes[:, b]), groups
+                if not batch.complete:
+                    both = observed[:, a] & observed[:, b]
+                    pair, of_pair = (codes[both, a], codes[both, b]), groups[both]
+                if len(of_pair) >= 2:
+                    values.append(_losses.contrastive_loss(*pair, of_pair, self.config.temperature))
         return values
-
-    def _one_hot(self, batch: Batch, target: int, here: Tensor) -> Tensor | None:
-        return self.network.one_hot(batch.batches[batch.rows[target][here]])
-
-    def _real(self, target: int, x: Tensor) -> Tensor:
-        """Return what a decoder of `target` is compared with."""
-        if self.network.shapes[target].likelihood == "binary":
-            return x
-        standardised: Tensor = self.network.standardisers[target](x)
-        return standardised
-
-    def _visible(self, target: int, predictor: Tensor) -> Tensor:
-        """Return a decoder's output on the scale of :meth:`_real`."""
-        return (
-            torch.sigmoid(predictor)
-            if self.network.shapes[target].likelihood == "binary"
-            else predictor
-        )
 
 
 def _means(terms: dict[str, list[Tensor]]) -> Terms:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import math
 from collections import defaultdict
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any, Literal, cast
 
@@ -17,17 +16,17 @@ from tqdm.auto import tqdm
 
 from ._compat import warn_user
 from ._config import TrainingConfig
-from ._data import Batch, Dataset
+from ._data import Dataset
 from ._heads import fused_codes, keep_best_head, random_heads, start_heads
 from ._interrupt import Interrupted
 from ._network import Encoder, UnitedNetwork
 from ._noise import choose_input_dropout
-from ._optimise import Optimisers
 from ._phase import Phase, Plan
 from ._process import random_states, set_random_states, threads_for
 from ._session import Session, State
 from ._setup import default_batch_size, default_epochs, split_cells
-from ._tasks import Tasks, Terms
+from ._steps import Steps
+from ._tasks import Tasks
 
 logger = logging.getLogger(__name__)
 
@@ -88,6 +87,7 @@ class Trainer:
     ) -> None:
         self.session = session or Session()
         self.network, self.data, self.config, self.seed = network, data, config, seed
+        self._at_hand = data.at_hand()
         self.n_groups, self.find_groups = n_groups, new_groups and not supervised
         self.device = network.fusion.logits.device
         self.rng = np.random.default_rng(seed)
@@ -252,12 +252,11 @@ class Trainer:
     def _train_epoch(self, phase: Phase, tasks: Tasks) -> dict[str, float]:
         """Step through all training cells; mean of every term."""
         self.network.train()
+        steps = Steps(tasks, phase.optimisers, phase.averaged)
         values: dict[str, list[float]] = defaultdict(list)
         order = self.data.shuffled(self.train_cells, self.batch_size, self.rng)
-        for _, batch in self.data.batches_of(order, self.batch_size, self.device):
-            for terms in self._steps(tasks, batch, phase.plan.identify, phase.optimisers):
-                if "discriminator" not in terms:  # that step leaves the network as it is
-                    phase.averaged.update()
+        for _, batch in self._at_hand.batches_of(order, self.batch_size, self.device):
+            for terms in steps.of(batch, identify=phase.plan.identify):
                 for term, value in terms.items():
                     values[term].append(float(value.detach()))
                     if not math.isfinite(values[term][-1]):
@@ -267,31 +266,6 @@ class Trainer:
                 phase.first_loss = self._judged_value(_means(values))
         return _means(values)
 
-    def _steps(
-        self, tasks: Tasks, batch: Batch, identify: bool, optimisers: Optimisers
-    ) -> Iterator[Terms]:
-        """Make the steps of one mini-batch: discriminators, then the tasks, together or in turn."""
-        if len(batch) < 2:  # batch statistics and pairs need two cells
-            return
-        if self.network.discriminators and self.config.weight("discriminator"):
-            judged = tasks.discrimination(batch)
-            if judged:
-                optimisers.step_discriminators(tasks.total(judged))
-                yield judged
-        rounds = (
-            [(True, False), (False, True)]
-            if identify and self.config.alternate
-            else [(True, identify)]
-        )
-        for label_free, identification in rounds:
-            codes, observed = tasks.codes(batch)
-            terms: Terms = tasks.label_free(batch, codes, observed) if label_free else {}
-            if identification:
-                terms |= tasks.identification(batch, codes, observed)
-            if terms:
-                optimisers.step(tasks.total(terms))
-                yield terms
-
     @torch.no_grad()
     def _evaluate(self, tasks: Tasks, identify: bool) -> dict[str, float]:
         """Mean terms over held-out cells, in evaluation mode; empty where nothing is held out."""
@@ -299,9 +273,9 @@ class Trainer:
         sums: dict[str, float] = defaultdict(float)
         cells_seen: dict[str, int] = defaultdict(int)
         held_out = self.data.in_file_order(self.held_out)
-        for cells, batch in self.data.batches_of(held_out, _EVALUATION_BATCH, self.device):
+        for cells, batch in self._at_hand.batches_of(held_out, _EVALUATION_BATCH, self.device):
             codes, observed = tasks.codes(batch)
-            terms = tasks.label_free(batch, codes, observed)
+            _, terms = tasks.label_free(batch, codes, observed)
             if identify:
                 terms |= tasks.identification(batch, codes, observed)
             for term, value in terms.items():
@@ -335,7 +309,11 @@ class Trainer:
         anchors[cells] = start_heads(
             self.network, self.config, z, self.starting_codes, self.n_groups, self.seed
         )
-        self.data = replace(self.data, labels=anchors)
+        self._set_labels(anchors)
+
+    def _set_labels(self, labels: np.ndarray) -> None:
+        self.data = replace(self.data, labels=labels)
+        self._at_hand = replace(self._at_hand, labels=labels)
 
     # ------------------------------------------------------------------ stop and go on
 
@@ -357,7 +335,7 @@ class Trainer:
         """Go on where :meth:`_state` was taken; the number of the phase that was running."""
         self.rows = list(state["rows"])
         self.rng.bit_generator.state = state["order"]
-        self.data = replace(self.data, labels=state["labels"])
+        self._set_labels(state["labels"])
         self.starting_codes[:] = state["starting_codes"]
         self.network.new_heads(*state["heads"])
         self.network.load_state_dict(state["network"])

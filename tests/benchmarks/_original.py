@@ -14,7 +14,7 @@ import io
 import random
 import runpy
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -24,6 +24,7 @@ import numpy as np
 import torch
 from anndata import AnnData
 from sklearn.preprocessing import StandardScaler
+from sklearn.utils.class_weight import compute_class_weight
 
 ORIGINAL = "original UnitedNet"
 
@@ -90,6 +91,51 @@ def fit_original(
             net.finetune(cells)
         net.model.eval()
         return Original(net.model, scalers)
+
+
+def original_epochs(
+    checkout: Path, values: Sequence[np.ndarray], labels: np.ndarray, batch_size: int
+) -> Callable[[], None]:
+    """Epochs of its supervised training in its configuration of ATAC and RNA, one a call.
+
+    Parameters
+    ----------
+    checkout
+        Folder that holds its ``src``.
+    values
+        Cells x features: binary ones, then continuous ones.
+    labels
+        Group of each cell.
+    batch_size
+        Cells a mini-batch.
+    """
+    adatas = [AnnData(x, obs={"label": labels.astype(str)}) for x in values]
+    with _imported(checkout) as interface, contextlib.redirect_stdout(io.StringIO()):
+        config = copy.deepcopy(interface.atacseq_config)
+        for part, side in (("encoders", "input"), ("decoders", "output")):
+            for m, x in enumerate(values):
+                config[part][m][side] = x.shape[1]
+                config["discriminators"][m]["input"] = x.shape[1]
+        config["clusters"]["output"] = len(np.unique(labels))
+        config["train_batch_size"] = batch_size
+        net = interface.UnitedNet(device="cpu", technique=config)
+        weights = compute_class_weight("balanced", classes=np.unique(labels), y=labels)
+        net.model.class_weights = list(weights)
+        cells = interface.create_dataloader(
+            net.model, adatas, shuffle=True, batch_size=batch_size, fit_label=True
+        )
+        task = config["train_task"]
+        schedules = [
+            interface.Schedule(name, net.model, "train", None, True)
+            for name in interface.get_schedules_by_task(task, net.model)
+        ]
+
+    def epoch() -> None:
+        net.model.train()
+        for schedule in schedules:
+            interface.run_through_dataloader(net.model, cells, schedule, train_model=True)
+
+    return epoch
 
 
 @contextlib.contextmanager

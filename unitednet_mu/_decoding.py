@@ -1,0 +1,221 @@
+"""What is decoded from which codes, and the losses of it: prediction, generator, discriminators."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ._config import TrainingConfig
+from ._network import Decoder, Discriminator, Standardiser, UnitedNetwork
+from ._values import SparseRows, Values, raw_product
+from ._wide import Wide, fake_distances, log_partition, squared_errors
+
+
+@dataclass(frozen=True)
+class Job:
+    """Decode a target from one code of each cell.
+
+    Attributes
+    ----------
+    name
+        Term that the loss is part of.
+    judged
+        Whether a discriminator judges what is decoded.
+    here
+        Which of the target's cells are decoded; None for all.
+    code
+        Codes of these cells, cells x n_latent.
+    batch
+        Their batches, one-hot, where decoders are conditioned on these.
+    """
+
+    name: str
+    judged: bool
+    here: Tensor | None
+    code: Tensor
+    batch: Tensor | None
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """All jobs of one target.
+
+    Codes go through the decoder side by side, so that batch statistics are of all of them.
+    """
+
+    target: int
+    jobs: Sequence[Job]
+
+    def gather(self, of_target: Tensor) -> Tensor:
+        """Rows of the target's cells, once for each job that decodes them."""
+        return torch.cat([of_target if j.here is None else of_target[j.here] for j in self.jobs])
+
+    def split(self, rows: Tensor) -> Sequence[Tensor]:
+        """Rows of each job."""
+        found: Sequence[Tensor] = rows.split([len(job.code) for job in self.jobs])
+        return found
+
+    def weigh(self, values: Sequence[float]) -> Tensor:
+        """Weight of every row, so that each job's rows together weigh as given."""
+        code = self.jobs[0].code
+        sizes = [len(job.code) for job in self.jobs]
+        return torch.cat(
+            [code.new_full((n,), value / n) for value, n in zip(values, sizes, strict=True)]
+        )
+
+
+def decoding_losses(
+    network: UnitedNetwork,
+    config: TrainingConfig,
+    decodings: Sequence[Decoding],
+    raw: Sequence[Values | None],
+    read: Sequence[Values | None],
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Reconstruction, translation and generator: each term is the mean of its jobs.
+
+    Parameters
+    ----------
+    raw, read
+        Values of each modality's cells, in the user's units and as the standardiser read them.
+
+    Returns
+    -------
+    Weighted sum of the terms, and the terms, from which nothing learns.
+    """
+    jobs = [job for decoding in decodings for job in decoding.jobs]
+    names = Counter(job.name for job in jobs if config.weight(job.name))
+    n_judged = sum(job.judged for job in jobs)
+    total = torch.zeros((), device=network.fusion.logits.device)
+    found: dict[str, list[Tensor]] = defaultdict(list)
+    for decoding in decodings:
+        x, seen = raw[decoding.target], read[decoding.target]
+        if not decoding.jobs or x is None or seen is None:
+            continue
+        shares = [config.weight(job.name) / max(names[job.name], 1) for job in decoding.jobs]
+        fooled = [
+            config.weight("generator") / n_judged * job.judged if n_judged else 0.0
+            for job in decoding.jobs
+        ]
+        binary = network.shapes[decoding.target].likelihood == "binary"
+        losses = _binary_losses if binary else _gaussian_losses
+        part, errors, distances = losses(
+            network, decoding, x if binary else seen, decoding.weigh(shares), decoding.weigh(fooled)
+        )
+        total = total + part
+        for job, error in zip(decoding.jobs, decoding.split(errors), strict=True):
+            if config.weight(job.name):
+                found[job.name].append(error.mean())
+        if distances is not None:
+            pairs = zip(decoding.jobs, decoding.split(distances), strict=True)
+            found["generator"] += [values.mean() for job, values in pairs if job.judged]
+    return total, {name: torch.stack(values).mean() for name, values in found.items()}
+
+
+def discriminator_losses(
+    network: UnitedNetwork, decoding: Decoding, raw: Values, read: Values
+) -> list[Tensor]:
+    """Loss of a target's discriminator, one a job; decoded values are detached."""
+    if not decoding.jobs:
+        return []
+    judge = _judge(network, decoding.target)
+    binary = network.shapes[decoding.target].likelihood == "binary"
+    with torch.no_grad():
+        apart = [_wide(network, Decoding(decoding.target, [job])) for job in decoding.jobs]
+        hidden = torch.cat([one.hidden for one in apart])
+        wide = Wide(hidden, apart[0].weight, apart[0].bias).detached()
+    first, rest = judge.first, judge.rest
+    if binary:
+        real = _raw_product(raw, first.weight.T)
+    else:
+        real = _standardiser(network, decoding.target).product(read, first.weight.T)
+    distances = (rest(real + first.bias) - 1).square()[:, 0]
+    of_real = [part.mean() for part in decoding.split(decoding.gather(distances))]
+    if binary:
+        weights = decoding.weigh([1.0] * len(decoding.jobs))
+        fake = fake_distances(wide, judge, weights) / len(decoding.jobs)
+        return [(one + fake) / 2 for one in of_real]
+    scores = rest(_through(wide, first.weight, first.bias))
+    of_fake = [part.square().mean() for part in decoding.split(scores)]
+    return [(one + other) / 2 for one, other in zip(of_real, of_fake, strict=True)]
+
+
+def _gaussian_losses(
+    network: UnitedNetwork, decoding: Decoding, read: Values, weights: Tensor, judged: Tensor
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Weighted total; mean squared error of each row; squared distance of its score from 1."""
+    wide = _wide(network, decoding)
+    standardiser = _standardiser(network, decoding.target)
+    n_features, width = wide.weight.shape
+    if 2 * (width + len(read)) < 3 * len(wide.hidden):  # products that either way needs
+        errors = squared_errors(
+            wide,
+            decoding.gather(standardiser.product(read, wide.weight)),
+            decoding.gather(standardiser.product(read, wide.bias[:, None])[:, 0]),
+            decoding.gather(standardiser.squares(read)),
+        )
+    else:
+        x = read if isinstance(read, Tensor) else standardiser(read.dense())
+        errors = (wide.decoded() - decoding.gather(x)).square().sum(1)
+    errors = errors / n_features
+    total = weights @ errors
+    if not any(job.judged for job in decoding.jobs):
+        return total, errors.detach(), None
+    judge = _judge(network, decoding.target)
+    first, rest = judge.first, judge.rest
+    hidden = _through(wide, first.weight.detach(), first.bias.detach())
+    distances = (rest(hidden) - 1).square()[:, 0]
+    return total + judged @ distances, errors.detach(), distances.detach()
+
+
+def _binary_losses(
+    network: UnitedNetwork, decoding: Decoding, raw: Values, weights: Tensor, judged: Tensor
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Like :func:`_gaussian_losses`, of binary cross-entropy at the logit."""
+    wide = _wide(network, decoding)
+    n_features = len(wide.weight)
+    any_judged = any(job.judged for job in decoding.jobs)
+    judge = _judge(network, decoding.target) if any_judged else None
+    weights = weights / n_features
+    total, values, distances = log_partition(wide, weights, judge, judged)
+    crossed = decoding.gather(_raw_product(raw, wide.weight))
+    at_bias = decoding.gather(_raw_product(raw, wide.bias[:, None])[:, 0])
+    agreed = (crossed * wide.hidden).sum(1) + at_bias
+    errors = (values - agreed.detach()) / n_features
+    return total - weights @ agreed, errors, distances if any_judged else None
+
+
+def _wide(network: UnitedNetwork, decoding: Decoding) -> Wide:
+    jobs = decoding.jobs
+    conditions = [job.batch for job in jobs if job.batch is not None]
+    hidden = network.before_wide(
+        decoding.target,
+        torch.cat([job.code for job in jobs]),
+        torch.cat(conditions) if conditions else None,
+    )
+    last = cast("Decoder", network.decoders[decoding.target]).wide
+    return Wide(hidden, last.weight, last.bias)
+
+
+def _through(wide: Wide, weight: Tensor, bias: Tensor) -> Tensor:
+    """Put decoded values through a linear layer; both layers are one map where that is cheaper."""
+    if wide.hidden.shape[1] < len(wide.hidden):
+        return F.linear(wide.hidden, weight @ wide.weight, F.linear(wide.bias, weight, bias))
+    return F.linear(wide.decoded(), weight, bias)
+
+
+def _raw_product(raw: Values, weight: Tensor) -> Tensor:
+    return raw_product(raw, weight) if isinstance(raw, SparseRows) else raw @ weight
+
+
+def _judge(network: UnitedNetwork, target: int) -> Discriminator:
+    return cast("Discriminator", network.discriminators[target])
+
+
+def _standardiser(network: UnitedNetwork, target: int) -> Standardiser:
+    return cast("Standardiser", network.standardisers[target])
