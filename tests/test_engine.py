@@ -281,7 +281,7 @@ def test_dropout_draws_are_one_stream() -> None:
     torch.testing.assert_close(dropped, (draws < kept).float() * 256 / kept)
 
 
-# ------------------------------------------------------------------ what the engine is compared with
+# ------------------------------------------------------------------ what it is compared with
 
 
 def test_plain_losses_by_hand(rng: np.random.Generator) -> None:
