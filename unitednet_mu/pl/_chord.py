@@ -48,8 +48,11 @@ def _library() -> ModuleType:
     ImportError
         It is not installed; the message says how to install it.
     """
+    import matplotlib as mpl
+
     try:
-        import pycirclize
+        with mpl.rc_context():  # importing it changes margins and more for the whole process
+            import pycirclize
     except ImportError as error:
         raise ImportError(
             "kind='chord' draws with pycirclize, which is not installed. Run pip install "
