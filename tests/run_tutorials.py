@@ -1,6 +1,6 @@
 """Run tutorials afresh and store their outputs: ``python tests/run_tutorials.py [NOTEBOOK ...]``.
 
-Without arguments all of them. Needs nbclient and ipykernel, which the optional group ``test`` has.
+Without arguments all of them. Needs nbclient and ipykernel, which the optional group ``docs`` has.
 """
 
 from __future__ import annotations
