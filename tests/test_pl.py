@@ -57,6 +57,23 @@ def check_layout(ax: Axes) -> None:
     assert box.y1 <= height + 0.02
 
 
+def test_long_names_do_not_squeeze_the_matrix(mdata: md.MuData) -> None:
+    """A column stays wide enough for its name, which stands upright, beside long names of rows."""
+
+    def column_width() -> float:
+        ax = pl.cross_relevance(mdata, source="rna", target="adt", group=GROUPS[0])[0]
+        ax.figure.draw_without_rendering()
+        inches = ax.get_window_extent().width / ax.figure.dpi
+        return float(inches / np.ptp(ax.get_xlim()))
+
+    before = column_width()
+    pair = mdata.uns["unitednet"]["cross_relevance"]["adt_from_rna"]
+    pair["source_features"] = np.asarray([f"chr1:{i}00000000-{i}00000500" for i in range(1, 9)])[
+        : len(pair["source_features"])
+    ]
+    assert column_width() > 0.9 * before
+
+
 # --- history ------------------------------------------------------------------
 
 
