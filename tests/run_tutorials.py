@@ -6,6 +6,7 @@ Without arguments all of them. Needs nbclient and ipykernel, which the optional 
 from __future__ import annotations
 
 import argparse
+import os
 import time
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from nbformat import NotebookNode
 TUTORIALS = Path(__file__).parent.parent / "tutorials"
 #: Seconds for one cell. A whole notebook takes less than 180 on two cores to itself.
 PATIENCE = 600
+_OWN = ("MPLBACKEND", "OMP_NUM_THREADS", "NUMBA_NUM_THREADS")
 
 
 def execute(path: Path, folder: Path | None = None) -> NotebookNode:
@@ -31,7 +33,9 @@ def execute(path: Path, folder: Path | None = None) -> NotebookNode:
     client = NotebookClient(
         notebook, timeout=PATIENCE, kernel_name="python3", resources=where, record_timing=False
     )
-    return client.execute()
+    # a kernel as a user's, whatever this process has set for itself: figures inline, all cores
+    env = {name: value for name, value in os.environ.items() if name not in _OWN}
+    return client.execute(env=env)
 
 
 def clean(notebook: NotebookNode) -> NotebookNode:
