@@ -128,6 +128,18 @@ def test_axes_of_the_user(mdata: md.MuData) -> None:
         pl.cross_relevance(mdata, kind="chord", ax=polar, **PAIR)
 
 
+def test_the_library_leaves_the_settings_of_matplotlib() -> None:
+    """In a process of its own, as importing it once is what changes them."""
+    code = (
+        "import matplotlib as mpl; before = dict(mpl.rcParams);"
+        "from unitednet_mu.pl import _chord; _chord._library(); after = dict(mpl.rcParams);"
+        "changed = {name for name in before if before[name] != after[name]};"
+        "import sys; sys.exit(f'changed: {changed}' if changed else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 def test_without_the_library(mdata: md.MuData, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pycirclize", None)
     with pytest.raises(ImportError, match="pip install pycirclize, or use kind='heatmap'"):

@@ -22,7 +22,7 @@ from matplotlib.colors import to_hex
 from scipy import sparse
 from test_get import ABSOLUTE_RNA, GROUPS, SIGNED_RNA, stored_mdata
 
-from unitednet_mu import pl
+from unitednet_mu import metrics, pl
 
 pytestmark = pytest.mark.filterwarnings("ignore:From 0.4 .update:FutureWarning")
 
@@ -55,6 +55,23 @@ def check_layout(ax: Axes) -> None:
     assert box.y0 >= -0.02
     assert box.x1 <= width + 0.02
     assert box.y1 <= height + 0.02
+
+
+def test_long_names_do_not_squeeze_the_matrix(mdata: md.MuData) -> None:
+    """A column stays wide enough for its name, which stands upright, beside long names of rows."""
+
+    def column_width() -> float:
+        ax = pl.cross_relevance(mdata, source="rna", target="adt", group=GROUPS[0])[0]
+        ax.figure.draw_without_rendering()
+        inches = ax.get_window_extent().width / ax.figure.dpi
+        return float(inches / np.ptp(ax.get_xlim()))
+
+    before = column_width()
+    pair = mdata.uns["unitednet"]["cross_relevance"]["adt_from_rna"]
+    pair["source_features"] = np.asarray([f"chr1:{i}00000000-{i}00000500" for i in range(1, 9)])[
+        : len(pair["source_features"])
+    ]
+    assert column_width() > 0.9 * before
 
 
 # --- history ------------------------------------------------------------------
@@ -460,10 +477,9 @@ def test_prediction_without_expected_accuracy(predicted: md.MuData) -> None:
 
 def test_prediction_by_group(predicted: md.MuData) -> None:
     adata = predicted["adt_from_rna"]
-    adata.X[40:] *= -1  # right in one group, reversed in the other
+    adata.X[40:] *= -1  # right in one group, reversed in the other: half of the points are turned
     predicted.uns["type_colors"] = ["#112233", "#445566"]
     ax = pl.prediction(predicted, source="rna", target="adt", features="a", groupby="type")[0]
-    assert ax.get_title().endswith(", within 0.00")
     colours = {to_hex(colour) for colour in ax.collections[0].get_facecolors()}
     assert colours == {"#112233", "#445566"}
     legend = ax.get_figure().legends[0]
@@ -472,6 +488,18 @@ def test_prediction_by_group(predicted: md.MuData) -> None:
     points, shades = ax.collections[0].get_offsets(), ax.collections[0].get_facecolors()
     right = [to_hex(s) for (x, y), s in zip(points, shades, strict=True) if x * y > 0]
     assert set(right) == {"#112233"}
+
+
+def test_prediction_within_groups_is_what_metrics_say(predicted: md.MuData) -> None:
+    adata = predicted["adt_from_rna"]
+    adata.X = adata.X + np.random.default_rng(1).normal(0, 0.5, adata.shape)
+    adata.X[40:] *= 3  # groups of unequal spread, where a mean over groups would be another number
+    truth = predicted["adt"].to_df()["a"]
+    values = adata.to_df()[adata.var_names[adata.var["feature"] == "a"]].loc[truth.index]
+    types = predicted.obs["type"].loc[truth.index]
+    r = metrics.pearson_within_groups(truth.to_numpy()[:, None], values.to_numpy(), types)[0]
+    ax = pl.prediction(predicted, source="rna", target="adt", features="a", groupby="type")[0]
+    assert ax.get_title().endswith(f", within {r:.2f}")
 
 
 def test_prediction_of_a_constant(predicted: md.MuData) -> None:

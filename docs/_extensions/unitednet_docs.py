@@ -26,7 +26,9 @@ OPTIONAL = ("reliability", "tutorials/index")
 TUTORIALS = """\
 # Tutorials
 
-Notebooks, shown with the outputs of their last run.
+Notebooks, shown with the outputs of their last run. The first cell of each installs the package
+in a hosted notebook. Data are real where they ship with the package and simulated otherwise, and
+each says which. After a change `python tests/run_tutorials.py` runs them and stores their outputs.
 
 ```{toctree}
 :glob:

@@ -51,7 +51,7 @@ def _library() -> ModuleType:
     import matplotlib as mpl
 
     try:
-        with mpl.rc_context():  # it sets how every figure is saved
+        with mpl.rc_context():  # importing it changes margins and more for the whole process
             import pycirclize
     except ImportError as error:
         raise ImportError(

@@ -14,7 +14,7 @@ from ..get._cross_relevance import read_cross_relevance, source_names
 from ..get._slots import check_n_top, choose
 from ._chord import draw_chords
 from ._matrix import add_colour_scale, draw_cells
-from ._style import LABEL, TITLE, check_option, literal, name_ticks, panels, symmetric_limit
+from ._style import LABEL, TITLE, check_option, literal, name_ticks, panels, room, symmetric_limit
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -111,7 +111,9 @@ def _draw(
     groups: Sequence[str], tables: Sequence[pd.DataFrame], names: tuple[str, str], ax: Axes | None
 ) -> list[Axes]:
     n_rows, n_columns = (max(table.shape[axis] for table in tables) for axis in (0, 1))
-    size = (1.4 + 0.16 * max(n_columns, 6), 1.5 + 0.16 * max(n_rows, 6))
+    wide = room(str(name) for table in tables for name in table.index)
+    high = room(str(name) for table in tables for name in table.columns)
+    size = (1.4 + wide + 0.16 * max(n_columns, 6), 1.5 + high + 0.16 * max(n_rows, 6))
     figure, axes = panels(len(tables), ax, panel=size, n_columns=3, narrow="group=")
     limit = symmetric_limit(tables)
     source, target = literal(names[0]), literal(names[1])

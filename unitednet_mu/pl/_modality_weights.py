@@ -72,7 +72,8 @@ def modality_weights(
     names = literals([str(name) for name in weights.index])
     ax = one_axes(ax, size=(3.4, 0.6 + 0.32 * len(names)))
     bars = ax.barh(range(len(names)), weights, height=0.7, color=default_colours(len(names)))
-    ax.bar_label(bars, fmt="%.2f", padding=3, fontsize=TICK)
+    on_white = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}  # the line may be behind
+    ax.bar_label(bars, fmt="%.2f", padding=3, fontsize=TICK, bbox=on_white)
     ax.axvline(1 / len(names), color="#555555", linestyle="--", linewidth=0.8)
     ax.set_yticks(range(len(names)), names, fontsize=LABEL)
     ax.invert_yaxis()

@@ -12,6 +12,7 @@ from anndata import AnnData
 from mudata import MuData
 from numpy.typing import NDArray
 
+from .._correlation import pearson_within_groups
 from .._keys import DEFAULT_STEM
 from ..get._cross_relevance import source_names
 from ..get._slots import check_n_top
@@ -32,8 +33,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
-#: Groups with fewer cells than this give no correlation of their own.
-SMALLEST_GROUP = 10
 N_COLUMNS = 3
 _GUIDE = "#777777"
 
@@ -53,10 +52,10 @@ def prediction(
     """Scatter of predicted against measured values, one panel a feature, with Pearson's r.
 
     Cells that have both are drawn, matched by name; whether the model saw them in training is for
-    the caller to choose. With `groupby`, the mean r within groups (of 10 cells or more) stands
-    beside the overall one. The dashed line is equality; nine of ten measurements are expected
-    between the dotted ones (`.var["error_q05"]`, `.var["error_q95"]`; drawn without `layer`, whose
-    units may differ).
+    the caller to choose. With `groupby`, r within groups (`metrics.pearson_within_groups`: after
+    group means are taken off both sides) stands beside the overall one. The dashed line is
+    equality; nine of ten measurements are expected between the dotted ones (`.var["error_q05"]`,
+    `.var["error_q95"]`; drawn without `layer`, whose units may differ).
 
     Parameters
     ----------
@@ -174,12 +173,10 @@ def _pearson(x: NDArray[Any], y: NDArray[Any]) -> float:
 
 
 def _within(x: NDArray[Any], y: NDArray[Any], groups: NDArray[Any]) -> float:
-    """Return the mean of r over the groups of at least `SMALLEST_GROUP` cells that have one."""
-    sizes = pd.Series(groups).value_counts()
-    names = sizes.index[sizes >= SMALLEST_GROUP]
-    values = [_pearson(x[groups == name], y[groups == name]) for name in names]
-    defined = [value for value in values if np.isfinite(value)]
-    return float(np.mean(defined)) if defined else float("nan")
+    """Return r after group means are taken off, NaN where it is not defined."""
+    if int(pd.notna(groups).sum()) < 2:
+        return float("nan")
+    return float(pearson_within_groups(x[:, None], y[:, None], groups)[0])
 
 
 def _r_text(overall: float, within: float | None) -> str:

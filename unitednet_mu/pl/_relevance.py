@@ -13,7 +13,7 @@ from .._keys import DEFAULT_STEM
 from ..get._relevance import ModalityRelevance, read_relevance
 from ..get._slots import check_n_top, choose
 from ._matrix import above_title, add_colour_scale, add_dot_scale, draw_cells, draw_dots
-from ._style import TITLE, check_option, literal, name_ticks, panels, symmetric_limit
+from ._style import TITLE, check_option, literal, name_ticks, panels, room, symmetric_limit
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -122,7 +122,8 @@ def _draw(
     modalities: list[str], groups: list[str], tops: list[_Top], kind: str, ax: Axes | None
 ) -> list[Axes]:
     n_rows = max(len(top.features) for top in tops)
-    width = max(1.5 + 0.26 * len(groups), LEGEND_WIDTH / len(tops))
+    names_width = room(name for top in tops for name in top.features)
+    width = max(1.5 + names_width + 0.26 * len(groups), LEGEND_WIDTH / len(tops))
     size = (width, 1.6 + 0.155 * n_rows)
     figure, axes = panels(len(tops), ax, panel=size, n_columns=len(tops), narrow="modality=")
     limit = symmetric_limit(top.signed for top in tops)

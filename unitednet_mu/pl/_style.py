@@ -105,6 +105,12 @@ def literals(names: Sequence[str], width: int = 32) -> list[str]:
     return [literal(name, width) for name in names]
 
 
+def room(names: Iterable[str]) -> float:
+    """Return the inches that the longest name, as text at ticks, takes beyond eight letters."""
+    longest = max((len(name) for name in literals(list(names))), default=0)
+    return 0.06 * max(longest - 8, 0)
+
+
 def name_ticks(ax: Axes, *, x: Sequence[str], y: Sequence[str], size: float = TICK) -> None:
     """Name columns (slanted, below) and rows (the first on top) of a matrix drawn in `ax`."""
     ax.set_xticks(range(len(x)), literals(x), rotation=90 if _long(x) else 0, fontsize=size)
