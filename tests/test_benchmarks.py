@@ -37,6 +37,7 @@ import accuracy
 import markers
 import scale
 import speed
+import startup
 from _plain_loop import PlainLoop
 
 NETWORK = {"n_hidden": [32], "n_latent": 8, "n_heads": 1, "dropout": 0.0, "input_dropout": 0.2}
@@ -501,3 +502,10 @@ def test_arithmetic_of_an_epoch() -> None:
     network = NetworkConfig(n_hidden=(1,), discriminators=True)
     products = 15 + 9 + 4 * 2
     assert speed.arithmetic(network, size) == 2 * 2 * products
+
+
+def test_startup(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(startup, "STATEMENTS", ("pass", "sum(range(10**7))"))
+    found = startup.main(["--repeats", "1"])
+    assert found["sum(range(10**7))"] > 10 * found["pass"] >= 0
+    assert "beyond torch and mudata" in capsys.readouterr().out
