@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 
 import igraph
@@ -51,6 +52,23 @@ def test_planted_groups_are_found(sizes: list[int]) -> None:
     free = leiden_groups(x, None)  # modularity may split a large group, and mixes none
     assert len(sizes) <= len(np.unique(free)) <= 2 * len(sizes)
     assert homogeneity_score(truth, free) == pytest.approx(1.0)
+
+
+def test_no_group_swallows_those_that_it_runs_into(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, truth = blobs([110] * 5, spread=2.1, seed=1)
+    labels = leiden_groups(x, 5)
+    assert np.bincount(labels).min() > 50
+    monkeypatch.setattr(_cluster, "_CLEARLY_MORE", 2.0)  # never merged the other way
+    before = leiden_groups(x, 5)
+    assert np.bincount(before).max() > 300
+    better = adjusted_rand_score(truth, labels) - adjusted_rand_score(truth, before)
+    assert better > 0.1
+
+
+def test_small_groups_that_stand_apart_are_kept() -> None:
+    """Merging for like size would split the large group before it left the small ones alone."""
+    x, truth = blobs([400, 60, 12, 12], spread=0.5)
+    assert adjusted_rand_score(truth, leiden_groups(x, 4)) == 1.0
 
 
 @pytest.mark.parametrize("method", ["leiden", "kmeans"])
@@ -149,8 +167,10 @@ def test_the_grouping_most_like_the_others_is_taken(rng: np.random.Generator) ->
     off = truth.copy()
     off[:10] = 2
     others = [rng.permutation(truth), (truth + 1) % 3, off, truth]
-    taken = _cluster._most_agreed(others)
+    taken, agreement = _cluster._most_agreed(others)
     assert adjusted_rand_score(truth, taken) == 1.0
+    pairs = itertools.combinations(others, 2)
+    assert agreement == pytest.approx(np.mean([adjusted_rand_score(*pair) for pair in pairs]))
 
 
 def test_groups_are_looked_for_at_several_scales(monkeypatch: pytest.MonkeyPatch) -> None:

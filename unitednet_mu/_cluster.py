@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,6 +19,9 @@ _SCALES = (10, 15, 20, 30)
 _DEFAULT_SCALE = 15
 #: Times that communities are found at each scale.
 _RUNS = 3
+#: By how much more results have to agree (mean adjusted Rand index) to be merged the other way. On
+#: six real sets it is 0.03 at most, where simulated groups run into each other 0.4 and more.
+_CLEARLY_MORE = 0.15
 _OVERCLUSTER = 4
 _MAX_CELLS = 20_000
 
@@ -61,9 +65,15 @@ def leiden_groups(x: np.ndarray, n_groups: int | None, seed: int = 0) -> np.ndar
 
     Modularity favours groups of equal size and so splits a large group before it separates a small
     one. For `n_groups` groups the rows are therefore cut into about four times as many communities,
-    and those with the most edges between them, relative to their sizes, are merged until `n_groups`
-    are left. What comes out depends on the size of the neighbourhoods and on chance: it is done
-    several times at each of several sizes, and the result that agrees best with the others taken.
+    and those with the most edges between them, relative to the root of their sizes, are merged
+    until `n_groups` are left. What comes out depends on the size of the neighbourhoods and on
+    chance: it is done several times at each of several sizes, and the result that agrees best with
+    the others taken.
+
+    Where groups run into each other the largest would swallow one community after another, each
+    time others. If results of merging by edges relative to the sizes themselves (Bonald et al.
+    2018, Hierarchical graph clustering using node pair sampling), which favours groups of like
+    size, agree clearly more, these are taken.
 
     Returns
     -------
@@ -74,23 +84,53 @@ def leiden_groups(x: np.ndarray, n_groups: int | None, seed: int = 0) -> np.ndar
         graph = shared_neighbour_graph(x, _DEFAULT_SCALE)
         with _igraph_seed(seed):
             n_groups = int(_leiden(graph, 1.0).max()) + 1
-    found: list[np.ndarray] = []
+    found: list[_Communities] = []
     for scale in _SCALES:
-        found += _merged_communities(shared_neighbour_graph(x, scale), n_groups, seed)
+        found += _communities(shared_neighbour_graph(x, scale), n_groups, seed)
     if not found:  # fewer rows than communities asked for, or no structure at all
         return _k_means(x, n_groups, 10, seed)
-    return _by_size(_most_agreed(found))
+    by_root, by_size = (
+        _most_agreed([one.merged(n_groups, power) for one in found]) for power in (0.5, 1.0)
+    )
+    groups = (by_size if by_size[1] > by_root[1] + _CLEARLY_MORE else by_root)[0]
+    return _by_size(groups)
 
 
-def _merged_communities(graph: igraph.Graph, n_groups: int, seed: int) -> list[np.ndarray]:
-    """`n_groups` groups, found several times; fewer or none where the graph has not so many."""
+@dataclass(frozen=True)
+class _Communities:
+    """Communities of a graph's vertices, and its edges with their weights."""
+
+    edges: np.ndarray
+    weights: np.ndarray
+    labels: np.ndarray
+
+    def merged(self, n_groups: int, power: float) -> np.ndarray:
+        """Merge by the weight between two over their weights to a power, until so many are left."""
+        labels, n = self.labels, int(self.labels.max()) + 1
+        pairs = labels[self.edges[:, 0]] * n + labels[self.edges[:, 1]]
+        between = np.bincount(pairs, self.weights, minlength=n * n).reshape(n, n)
+        between = between + between.T
+        left = list(range(n))
+        while len(left) > n_groups:
+            part = between[np.ix_(left, left)]
+            total = part.sum(1).clip(1e-12) ** power
+            closeness = part / np.outer(total, total)
+            np.fill_diagonal(closeness, -1)
+            i, j = np.unravel_index(int(closeness.argmax()), closeness.shape)
+            into, gone = left[int(i)], left.pop(int(j))
+            between[into] += between[gone]
+            between[:, into] += between[:, gone]
+            labels = np.where(labels == gone, into, labels)
+        return np.asarray(np.unique(labels, return_inverse=True)[1])
+
+
+def _communities(graph: igraph.Graph, n_groups: int, seed: int) -> list[_Communities]:
+    """Communities to merge, found several times; none where the graph has fewer than groups."""
     with _igraph_seed(seed):
         resolution = _resolution(graph, _OVERCLUSTER * n_groups)
         runs = [_leiden(graph, resolution) for _ in range(_RUNS)]
     edges, weights = np.asarray(graph.get_edgelist()), np.asarray(graph.es["weight"])
-    return [
-        _merge(edges, weights, labels, n_groups) for labels in runs if labels.max() + 1 >= n_groups
-    ]
+    return [_Communities(edges, weights, labels) for labels in runs if labels.max() + 1 >= n_groups]
 
 
 def _resolution(graph: igraph.Graph, n_communities: int) -> float:
@@ -106,32 +146,14 @@ def _resolution(graph: igraph.Graph, n_communities: int) -> float:
     return resolution
 
 
-def _most_agreed(found: list[np.ndarray]) -> np.ndarray:
-    """Return the grouping with the highest mean adjusted Rand index to all."""
+def _most_agreed(found: list[np.ndarray]) -> tuple[np.ndarray, float]:
+    """Return the grouping with the highest mean adjusted Rand index to all, and the pairs' mean."""
     from sklearn.metrics import adjusted_rand_score
 
-    agreement = [[adjusted_rand_score(a, b) for b in found] for a in found]
-    return found[int(np.mean(agreement, axis=1).argmax())]
-
-
-def _merge(edges: np.ndarray, weights: np.ndarray, labels: np.ndarray, n_groups: int) -> np.ndarray:
-    """Merge communities by the weight between them over the geometric mean of their weights."""
-    n = int(labels.max()) + 1
-    pairs = labels[edges[:, 0]] * n + labels[edges[:, 1]]
-    between = np.bincount(pairs, weights, minlength=n * n).reshape(n, n)
-    between = between + between.T
-    left = list(range(n))
-    while len(left) > n_groups:
-        part = between[np.ix_(left, left)]
-        total = np.sqrt(part.sum(1).clip(1e-12))
-        closeness = part / np.outer(total, total)
-        np.fill_diagonal(closeness, -1)
-        i, j = np.unravel_index(int(closeness.argmax()), closeness.shape)
-        into, gone = left[int(i)], left.pop(int(j))
-        between[into] += between[gone]
-        between[:, into] += between[:, gone]
-        labels = np.where(labels == gone, into, labels)
-    return np.asarray(np.unique(labels, return_inverse=True)[1])
+    n = len(found)
+    agreement = np.array([[adjusted_rand_score(a, b) for b in found] for a in found])
+    of_pairs = (agreement.sum() - n) / (n * (n - 1)) if n > 1 else 1.0
+    return found[int(agreement.mean(axis=1).argmax())], float(of_pairs)
 
 
 def _k_means(x: np.ndarray, n_groups: int, n_init: int, seed: int) -> np.ndarray:
