@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from anndata import AnnData
+from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 from mudata import MuData
 from scipy import sparse
@@ -28,6 +30,24 @@ FAULTS = ("nan", "inf", "huge", "zeros")
 #: Numbers of cells that are odd.
 _FEW_CELLS = (1, 2, 9, 10, 11)
 NAMES = ("rna", "adt", "a.b", "type", "CD4 counts", "αβ")
+
+
+def for_each(n: int, number: int, *drawn: st.SearchStrategy[Any], run: Callable[..., None]) -> None:
+    """Call `run` on `n` draws, of a seed; no example is kept, shrunk or timed."""
+
+    @seed(number)
+    @settings(
+        max_examples=n,
+        deadline=None,
+        database=None,
+        phases=(Phase.generate,),
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(st.tuples(*drawn))
+    def each(values: tuple[Any, ...]) -> None:
+        run(*values)
+
+    each()
 
 
 @st.composite

@@ -15,7 +15,6 @@ import mudata as md
 import numpy as np
 import pandas as pd
 from _compare import fingerprint_of
-from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 from mudata import MuData
 
@@ -24,7 +23,7 @@ from unitednet_mu._compat import quiet_update
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from strategies import mudatas, queries
+from strategies import for_each, mudatas, queries
 
 #: Settings of `tl.fit`: a small network, trained for a moment.
 _QUICK = {
@@ -263,20 +262,11 @@ def _tally(
     tally: Counter[str] = Counter()
     problems: dict[str, str] = {}
 
-    @seed(number)
-    @settings(
-        max_examples=n,
-        deadline=None,
-        database=None,
-        phases=(Phase.generate,),
-        suppress_health_check=list(HealthCheck),
-    )
-    @given(st.tuples(*drawn))
-    def each(inputs: tuple[Any, ...]) -> None:
+    def each(*inputs: Any) -> None:
         what, wrong = run(*inputs)
         tally[what] += 1
         if wrong:
             problems.setdefault(wrong, repr(inputs))
 
-    each()
+    for_each(n, number, *drawn, run=each)
     return dict(tally), problems

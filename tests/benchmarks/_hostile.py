@@ -24,11 +24,14 @@ import numpy as np
 import safetensors
 import safetensors.torch
 import torch
-from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
 import unitednet_mu as un
 from unitednet_mu._model import Model
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from strategies import for_each
 
 #: Bytes that reading one model may need beyond what the process holds.
 MEMORY = 2**29
@@ -444,18 +447,9 @@ def hostile_models(n: int, number: int = 0) -> tuple[Mapping[str, int], dict[str
                 raise RuntimeError(f"a model as it was stored: {found}")
         reader.tally.clear()
 
-        @seed(number)
-        @settings(
-            max_examples=n,
-            deadline=None,
-            database=None,
-            phases=(Phase.generate,),
-            suppress_health_check=list(HealthCheck),
-        )
-        @given(drawn=hostile(reader.victim, reader.marker))
         def read(drawn: Hostile) -> None:
             if found := reader.problem(drawn):
                 problems.setdefault(f"{drawn.what}: {found}", repr(drawn.stored)[:500])
 
-        read()
+        for_each(n, number, hostile(reader.victim, reader.marker), run=read)
         return dict(reader.tally), problems
