@@ -115,9 +115,10 @@ def test_nothing_is_needed_and_nothing_left(tmp_path: Path, home: str | None) ->
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout == "finished\n"
-    assert done.stderr == ""
+    # igraph imports matplotlib, which lists the machine's fonts and says so where that takes seconds
+    said = [line for line in done.stderr.splitlines() if "building the font cache" not in line]
+    assert not said
     left = [path for place in places.values() for path in place.rglob("*") if path.is_file()]
-    # igraph imports matplotlib, which keeps a list of the machine's fonts
     assert not [path for path in left if "matplotlib" not in path.parts]
     assert {path.suffix for path in kept.iterdir()} <= {".safetensors", ".lock"}
 
