@@ -115,7 +115,7 @@ def test_nothing_is_needed_and_nothing_left(tmp_path: Path, home: str | None) ->
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout == "finished\n"
-    # igraph imports matplotlib, which lists the machine's fonts and says so where that takes seconds
+    # igraph imports matplotlib, which lists the machine's fonts, and says so where that takes long
     said = [line for line in done.stderr.splitlines() if "building the font cache" not in line]
     assert not said
     left = [path for place in places.values() for path in place.rglob("*") if path.is_file()]
