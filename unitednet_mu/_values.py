@@ -66,7 +66,7 @@ class SparseRows:
     def squares(self, mean: Tensor, scale: Tensor) -> Tensor:
         """Sum of squares of every standardised row."""
         m, s = (one.numpy().astype(np.float64) for one in (mean, scale))
-        own = self.matrix.power(2) @ (1 / s**2) - 2 * (self.matrix @ (m / s**2))
+        own = self.matrix.astype(np.float64).power(2) @ (1 / s**2) - 2 * (self.matrix @ (m / s**2))
         return torch.from_numpy((own + ((m / s) ** 2).sum()).astype(np.float32))
 
 
