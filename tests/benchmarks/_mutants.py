@@ -1,0 +1,125 @@
+"""Mutants of a module by cosmic-ray, and which tests reach the line that one changes."""
+
+from __future__ import annotations
+
+import ast
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from cosmic_ray.ast import ast_nodes, get_ast
+from cosmic_ray.mutating import mutate_code
+from cosmic_ray.plugins import get_operator, operator_names
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """A module's text with one small change.
+
+    Attributes
+    ----------
+    line
+        Where it was changed.
+    operator
+        What cosmic-ray calls the change.
+    code
+        The changed text.
+    before, after
+        The line or lines that differ.
+    """
+
+    line: int
+    operator: str
+    code: str
+    before: str
+    after: str
+
+
+def mutants_of(source: str) -> list[Mutant]:
+    """All mutants of a module that differ from it and from one another when run.
+
+    Those that Python refuses or warns of when it compiles them are left out.
+    """
+    seen = {_meaning(source)}
+    found = []
+    for line, operator, code in _changed(source):
+        try:
+            with warnings.catch_warnings(action="error", category=SyntaxWarning):
+                compile(code, "<mutant>", "exec")
+        except SyntaxError:
+            continue
+        meaning = _meaning(code)
+        if meaning not in seen:
+            seen.add(meaning)
+            found.append(Mutant(line, operator, code, *_difference(source, code)))
+    return sorted(found, key=lambda mutant: mutant.line)
+
+
+def _changed(source: str) -> Iterator[tuple[int, str, str]]:
+    tree = get_ast(source)
+    for name in operator_names():
+        operator_class = get_operator(name)
+        if operator_class.arguments():  # replaces variables that one names to it
+            continue
+        operator = operator_class()
+        places = [place for node in ast_nodes(tree) for place in operator.mutation_positions(node)]
+        for occurrence, ((line, _), _) in enumerate(places):
+            code = mutate_code(source, operator, occurrence)
+            if code is not None:
+                yield line, name.partition("/")[2], code
+
+
+class _Unannotated(ast.NodeTransformer):
+    """Drop annotations, which nothing reads: ``int | None`` and ``int + None`` are the same."""
+
+    def visit_arg(self, node: ast.arg) -> ast.arg:
+        node.annotation = None
+        return node
+
+    def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.AST:
+        node.returns = None
+        return self.generic_visit(node)
+
+    def visit_AnnAssign(self, node: ast.AnnAssign) -> ast.AST:
+        node.annotation = ast.Constant(None)
+        return self.generic_visit(node)
+
+
+def _meaning(code: str) -> str:
+    return ast.dump(_Unannotated().visit(ast.parse(code)))
+
+
+def _difference(source: str, code: str) -> tuple[str, str]:
+    old, new = source.splitlines(), code.splitlines()
+    start = next(k for k, (a, b) in enumerate(zip(old, new, strict=False)) if a != b)
+    same = next(k for k, (a, b) in enumerate(zip(old[::-1], new[::-1], strict=False)) if a != b)
+    parts = old[start : len(old) - same], new[start : len(new) - same]
+    before, after = (" ".join(line.strip() for line in part) for part in parts)
+    return before, after
+
+
+def tests_of(source: str, line: int, reached: Mapping[int, Sequence[str]]) -> set[str]:
+    """Tests that reach the statement at a line, or, of what runs at import, the module.
+
+    Parameters
+    ----------
+    reached
+        Per line the tests that reach it; ``""`` among them if it was reached at import.
+    """
+    tests = {test for k in _statement(source, line) for test in reached.get(k, ())}
+    if "" in tests:
+        tests.update(test for some in reached.values() for test in some)
+    return tests - {""}
+
+
+def _statement(source: str, line: int) -> range:
+    """Lines of the smallest statement at a line, without the block that it may hold."""
+    best = range(line, line + 1)
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.stmt) and node.end_lineno is not None:
+            first = min([node.lineno, *(d.lineno for d in getattr(node, "decorator_list", ()))])
+            body = getattr(node, "body", None)
+            last = max(node.lineno, body[0].lineno - 1) if body else node.end_lineno
+            if first <= line <= last and (len(best) == 1 or last - first < len(best)):
+                best = range(first, last + 1)
+    return best
