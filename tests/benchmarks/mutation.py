@@ -4,7 +4,7 @@ python tests/benchmarks/mutation.py [--files _explain.py _losses.py _results.py 
 [--sample 60] [--seed 0] [--seconds 40]
 
 Mutants are the package with one small change (an operator, a number, a comparison, a loop left
-out), made by cosmic-ray; a mutant is killed if a test fails. Per file a random sample of its mutants
+out), made by cosmic-ray; a mutant is killed if a test fails. Per file a random sample of mutants
 is tried in a copy of the tree. First the tests of the file run once, and which of them reach which
 line is measured; then each mutant meets those that reach its line, the fastest first, `--seconds`
 of them at most. One process imports torch and whatever else tests use and is forked for each
@@ -248,9 +248,7 @@ def fate(folder: Path, path: Path, mutant: Mutant, tests: Sequence[str], seconds
     return "timed out" if code is None else "killed" if code else "survived"
 
 
-def forked(
-    folder: Path, run: Callable[[], int], seconds: float | None
-) -> tuple[int | None, str]:
+def forked(folder: Path, run: Callable[[], int], seconds: float | None) -> tuple[int | None, str]:
     """Exit code of `run` in a fork that stands in `folder`, None if it takes too long; output."""
     answer = folder.parent / "output.txt"
 
