@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import random
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -35,38 +36,38 @@ class Mutant:
     after: str
 
 
-def mutants_of(source: str) -> list[Mutant]:
-    """All mutants of a module that differ from it and from one another when run.
+def mutants_of(source: str, size: int | None, seed: int) -> list[Mutant]:
+    """Draw mutants of a module, or make all of them, that differ when run.
 
-    Those that Python refuses or warns of when it compiles them are left out.
+    From the module, that is, and from one another. Those that Python refuses or warns of when it
+    compiles them are left out.
     """
+    places = list(_places(source))
+    random.Random(seed).shuffle(places)
     seen = {_meaning(source)}
-    found = []
-    for line, operator, code in _changed(source):
-        try:
-            with warnings.catch_warnings(action="error", category=SyntaxWarning):
-                compile(code, "<mutant>", "exec")
-        except SyntaxError:
-            continue
-        meaning = _meaning(code)
-        if meaning not in seen:
+    found: list[Mutant] = []
+    for line, name, occurrence in places:
+        if len(found) == size:
+            break
+        code = mutate_code(source, get_operator(name)(), occurrence)
+        meaning = None if code is None else _meaning(code)
+        if code is not None and meaning is not None and meaning not in seen:
             seen.add(meaning)
+            operator = name.partition("/")[2]
             found.append(Mutant(line, operator, code, *_difference(source, code)))
     return sorted(found, key=lambda mutant: mutant.line)
 
 
-def _changed(source: str) -> Iterator[tuple[int, str, str]]:
-    tree = get_ast(source)
+def _places(source: str) -> Iterator[tuple[int, str, int]]:
+    """Line, operator and number of every change that cosmic-ray can make."""
+    nodes = list(ast_nodes(get_ast(source)))
     for name in operator_names():
-        operator_class = get_operator(name)
-        if operator_class.arguments():  # replaces variables that one names to it
+        operator = get_operator(name)
+        if operator.arguments():  # replaces variables that one names to it
             continue
-        operator = operator_class()
-        places = [place for node in ast_nodes(tree) for place in operator.mutation_positions(node)]
+        places = [place for node in nodes for place in operator().mutation_positions(node)]
         for occurrence, ((line, _), _) in enumerate(places):
-            code = mutate_code(source, operator, occurrence)
-            if code is not None:
-                yield line, name.partition("/")[2], code
+            yield line, name, occurrence
 
 
 class _Unannotated(ast.NodeTransformer):
@@ -85,7 +86,13 @@ class _Unannotated(ast.NodeTransformer):
         return self.generic_visit(node)
 
 
-def _meaning(code: str) -> str:
+def _meaning(code: str) -> str | None:
+    """Equal where code does the same, but for equivalence that one has to think about."""
+    try:
+        with warnings.catch_warnings(action="error", category=SyntaxWarning):
+            compile(code, "<mutant>", "exec")
+    except SyntaxError:
+        return None
     return ast.dump(_Unannotated().visit(ast.parse(code)))
 
 
@@ -98,7 +105,7 @@ def _difference(source: str, code: str) -> tuple[str, str]:
     return before, after
 
 
-def tests_of(source: str, line: int, reached: Mapping[int, Sequence[str]]) -> set[str]:
+def reaching(source: str, line: int, reached: Mapping[int, Sequence[str]]) -> set[str]:
     """Tests that reach the statement at a line, or, of what runs at import, the module.
 
     Parameters
