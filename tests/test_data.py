@@ -306,3 +306,26 @@ def test_a_binary_model_reads_binary_values_only() -> None:
         else:
             with pytest.raises(ValueError, match=r"modality 'a': expected values 0 and 1 only"):
                 check_values(data)
+
+
+# ------------------------------------------------------------------ sizes that were promised
+
+
+def test_a_reading_is_of_128_mib_and_128_stretches() -> None:
+    x = np.zeros((1024, 1))
+    names = pd.RangeIndex(1024).astype(str)
+    data = Dataset(names, [source(stored(x, 2.0**18), np.arange(1024))])
+    assert data.cells_read(1) == data.cells_read(64) == 512
+    order = data.shuffled(np.arange(1024), 64, np.random.default_rng(0))
+    together = set(order[:512].tolist())
+    starts = sum(cell - 1 not in together for cell in together)
+    assert 512 / 4 / 2 * 0.7 < starts <= 128  # stretches of 4, a few of them side by side
+    assert all(set(range(cell - cell % 4, cell - cell % 4 + 4)) <= together for cell in together)
+
+
+def test_what_64_mib_hold_is_made_dense() -> None:
+    for n, made in ((2**24, True), (2**24 + 1, False)):
+        matrix = sparse.csr_matrix((1, n), dtype=np.float32)
+        one = Source(ModalitySpec("a", (), "gaussian"), matrix, np.zeros(1, np.int64))
+        found = Dataset(pd.Index(["a"]), [one]).at_hand().sources[0].matrix
+        assert isinstance(found, np.ndarray) is made
