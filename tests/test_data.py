@@ -108,6 +108,15 @@ def test_more_stretches_than_cells_are_single_cells(
     assert on_disk.shuffled(np.arange(N), 5, np.random.default_rng(2)).tolist() == expected
 
 
+def test_cells_that_are_read_one_by_one(on_disk: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_data, "_BUFFER_BYTES", 1)
+    ordered = on_disk.in_file_order(np.arange(N))
+    expected = ordered[np.random.default_rng(2).permutation(N)]
+    found = on_disk.shuffled(np.arange(N), 1, np.random.default_rng(2))
+    np.testing.assert_array_equal(found, expected)
+    assert (found != np.random.default_rng(2).permutation(N)).any()
+
+
 @pytest.mark.parametrize("in_memory", [False, True])
 def test_blocks(on_disk: Dataset, in_memory: bool) -> None:
     """Consecutive, with each cell's own values, whether or not they are read many at a time."""
@@ -239,6 +248,7 @@ def test_one_below_the_other() -> None:
     )
     both = concatenate(upper, lower)
     assert list(both.obs_names) == ["0 a", "0 b", "0 c", "1 a", "1 z"]
+    assert [one.rows.tolist() for one in both.sources] == [[1, -1, 0, 3, 2], [2, 1, 0, -1, 3]]
     assert both.observed.T.tolist() == [[1, 0, 1, 1, 1], [1, 1, 1, 0, 1]]
     assert both.labels.tolist() == [0, 1, 2, 7, 8]
     assert both.batches.tolist() == [3, 4, 5, -1, -1]

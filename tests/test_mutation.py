@@ -12,7 +12,7 @@ SOURCE = '''from __future__ import annotations
 
 
 @property
-def f(a: int | None, b: float) -> float | None:
+def f(a: int | None, *, b: float = 1 * 2) -> float | None:
     """Add."""
     while a < b:
         a += (
@@ -24,10 +24,11 @@ def f(a: int | None, b: float) -> float | None:
 
 def test_mutants_differ_when_run_and_are_drawn_anew() -> None:
     every = mutants_of(SOURCE, None, 0)
-    assert {mutant.line for mutant in every} == {4, 7, 9}  # no annotation
+    assert {mutant.line for mutant in every} == {4, 5, 7, 9}
     assert len({mutant.code for mutant in every}) == len(every)
     changes = {(mutant.before, mutant.after) for mutant in every}
     assert {("while a < b:", "while a <= b:"), ("a += ( 1", "a += ( 2")} <= changes
+    assert all("int | None, *, b: float" in mutant.code for mutant in every)
     for mutant in every:
         compile(mutant.code, "<mutant>", "exec")
     some = [mutants_of(SOURCE, 5, seed) for seed in (0, 0, 1)]

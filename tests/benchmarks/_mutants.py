@@ -71,7 +71,13 @@ def _places(source: str) -> Iterator[tuple[int, str, int]]:
 
 
 class _Unannotated(ast.NodeTransformer):
-    """Drop annotations, which nothing reads: ``int | None`` and ``int + None`` are the same."""
+    """Drop what nothing reads: annotations, and the ``*`` of a signature, which is no product."""
+
+    def visit_arguments(self, node: ast.arguments) -> ast.AST:
+        node.args = [*node.posonlyargs, *node.args, *node.kwonlyargs]
+        node.defaults += [default for default in node.kw_defaults if default is not None]
+        node.posonlyargs, node.kwonlyargs, node.kw_defaults = [], [], []
+        return self.generic_visit(node)
 
     def visit_arg(self, node: ast.arg) -> ast.arg:
         node.annotation = None
