@@ -44,7 +44,7 @@ from scipy.stats import binomtest
 
 ROOT = Path(__file__).parents[2]
 _PACKAGE = "unitednet_mu"
-_ENGINE = ("test_explain_engine.py", "test_expected_gradients.py", "test_explanation.py")
+_ENGINE = ("test_explain_engine.py", "test_expected_gradients.py")
 _READING = ("test_data.py", "test_engine.py", "test_bad_input.py", "test_mosaic.py")
 #: The tests of each file.
 TESTS: dict[str, tuple[str, ...]] = {
