@@ -1,13 +1,13 @@
 """Do the tests notice when a line of the package is wrong?
 
 python tests/benchmarks/mutation.py [--files _explain.py _losses.py _results.py _data.py]
-[--sample 60] [--seed 0] [--seconds 40]
+[--sample 60] [--seed 0] [--seconds 20]
 
 Mutants are the package with one small change (an operator, a number, a comparison, a loop left
 out), made by cosmic-ray; a mutant is killed if a test fails. Per file a random sample of mutants
 is tried in a copy of the tree. First the tests of the file run once, and which of them reach which
 line is measured; then each mutant meets those that reach its line, the fastest first, `--seconds`
-of them at most. One process imports torch and whatever else tests use and is forked for each
+of CPU time at most. One process imports torch and whatever else tests use and is forked for each
 mutant, which so takes seconds, not half a minute (why cosmic-ray does not run the tests itself).
 A mutant under which tests take far longer than they should, or cannot be imported at all, is
 noticed too, and counted apart. First the tests must pass in such a fork without a mutant.
@@ -65,8 +65,9 @@ TESTS: dict[str, tuple[str, ...]] = {
 }
 _FILES = ("_explain.py", "_losses.py", "_results.py", "_data.py")
 KILLED, NO_IMPORT, TIMED_OUT, SURVIVED = "killed", "no import", "timed out", "survived"
-#: A mutant's tests may take so much longer than without it.
-_SLOWER, _START = 4.0, 30.0
+#: A mutant's tests may take so many times the CPU that they do without it, and so many seconds to
+#: begin; and so many times that by the clock.
+_SLOWER, _START, _WAITS = 4.0, 30.0, 20.0
 _MEMORY = 12 * 2**30
 _OPTIONS = (
     *("-q", "-p", "no:cacheprovider", "-p", "no:xdist"),
@@ -93,7 +94,8 @@ def _tried(folder: Path, file: str, chosen: argparse.Namespace) -> dict[str, Any
     source = path.read_text()
     mutants = mutants_of(source, chosen.sample or None, chosen.seed)
     suite = measured(folder, path, TESTS[file])
-    outcome, output = fate(folder, path, source, list(suite.seconds), math.inf)
+    control = suite.within(set(suite.seconds), 2 * chosen.seconds)
+    outcome, output = fate(folder, path, source, control, 2 * chosen.seconds)
     if outcome != SURVIVED:
         raise RuntimeError(f"{file}: expected tests that pass without a mutant.\n{output}")
     count = dict.fromkeys((KILLED, NO_IMPORT, TIMED_OUT, SURVIVED), 0)
@@ -129,7 +131,7 @@ def copied(root: Path, folder: Path) -> Path:
 
 @dataclass(frozen=True)
 class Suite:
-    """Tests of a file: seconds of each, and the tests that reach each line of the file."""
+    """Tests of a file: CPU seconds of each, and the tests that reach each line of the file."""
 
     seconds: dict[str, float]
     reached: dict[int, list[str]]
@@ -146,7 +148,7 @@ class Suite:
 
 
 class _Measure:
-    """A pytest plugin: seconds and fixtures of each test; a context of coverage for each.
+    """A pytest plugin: CPU seconds and fixtures of each test; a context of coverage for each.
 
     What a fixture does that several tests share belongs to all of these.
     """
@@ -162,9 +164,9 @@ class _Measure:
         self.current = item.nodeid
         self.fixtures[item.nodeid] = list(getattr(item, "fixturenames", ()))
         self.coverage.switch_context(self.current)
-        start = time.perf_counter()
+        start = time.process_time()
         answer = yield
-        self.seconds[item.nodeid] = time.perf_counter() - start
+        self.seconds[item.nodeid] = time.process_time() - start
         self.coverage.switch_context("")
         return answer
 
@@ -253,18 +255,25 @@ def fate(
         path.write_text(whole)
     if status == pytest.ExitCode.NO_TESTS_COLLECTED:
         raise RuntimeError(f"expected {len(tests)} tests, found none.\n{output}")
+    if status == -signal.SIGXCPU:
+        return TIMED_OUT, output
     if status in (pytest.ExitCode.INTERRUPTED, pytest.ExitCode.USAGE_ERROR):
         return NO_IMPORT, output
     return (TIMED_OUT if status is None else KILLED if status else SURVIVED), output
 
 
 def forked(folder: Path, run: Callable[[], int], seconds: float | None) -> tuple[int | None, str]:
-    """Exit code of `run` in a fork that stands in `folder`, None if it takes too long; output."""
+    """Exit code of `run` in a fork that stands in `folder`, None if it waits too long; output.
+
+    More than so many seconds of the CPU end it by a signal; other processes may slow it down.
+    """
     answer = folder.parent / "output.txt"
 
     def child() -> None:
         os.setsid()
         resource.setrlimit(resource.RLIMIT_AS, (_MEMORY, _MEMORY))
+        if seconds != math.inf:
+            resource.setrlimit(resource.RLIMIT_CPU, (math.ceil(seconds), math.ceil(seconds) + 5))
         with answer.open("w") as file:
             os.dup2(file.fileno(), 1)
             os.dup2(file.fileno(), 2)
@@ -277,7 +286,7 @@ def forked(folder: Path, run: Callable[[], int], seconds: float | None) -> tuple
 
     process = multiprocessing.get_context("fork").Process(target=child)
     process.start()
-    process.join(None if seconds == math.inf else seconds)
+    process.join(None if seconds == math.inf else _WAITS * seconds)
     late = process.is_alive()
     try:  # what tests started and left behind too
         os.killpg(process.pid or 0, signal.SIGKILL)
@@ -292,7 +301,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--files", nargs="+", choices=TESTS, default=_FILES, metavar="FILE")
     parser.add_argument("--sample", type=int, default=60, help="mutants a file; 0: all")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--seconds", type=float, default=40.0, help="of tests a mutant")
+    parser.add_argument("--seconds", type=float, default=20.0, help="of tests a mutant, on the CPU")
     return parser
 
 
