@@ -10,7 +10,7 @@ finds too short are runs, but read nothing. Needs the optional group ``mutation`
 from __future__ import annotations
 
 import argparse
-import shutil
+import multiprocessing
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -27,16 +27,25 @@ with atheris.instrument_imports(include=["unitednet_mu"]):
 _SEEDS, _LENGTH = 64, 1000
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Read models until the number of runs is reached, then print how many were refused."""
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Read models in a process of its own, as libFuzzer ends the one that it runs in."""
     chosen = _parser().parse_args(arguments)
-    folder = Path(tempfile.mkdtemp())
-    seeds = folder / "seeds"
+    with tempfile.TemporaryDirectory() as folder:
+        process = multiprocessing.get_context("fork").Process(
+            target=fuzz, args=(Path(folder), chosen.runs, chosen.seed)
+        )
+        process.start()
+        process.join()
+    return process.exitcode or 0
+
+
+def fuzz(folder: Path, runs: int, seed: int) -> None:
+    """Read so many models; print how many were refused. Harm ends the process with an error."""
+    seeds, rng = folder / "seeds", np.random.default_rng(seed)
     seeds.mkdir()
-    rng = np.random.default_rng(chosen.seed)
     for k in range(_SEEDS):
         (seeds / str(k)).write_bytes(rng.bytes(_LENGTH))
-    reader, left = Reader(folder, small_model()), chosen.runs
+    reader, left = Reader(folder, small_model()), runs
 
     @settings(database=None, deadline=None, suppress_health_check=list(HealthCheck))
     @given(hostile(reader.victim, reader.marker))
@@ -48,11 +57,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         nonlocal left
         read.hypothesis.fuzz_one_input(data)
         left -= 1
-        if not left:  # here, as the process ends without a word to Python
+        if not left:
             print(dict(reader.tally), flush=True)
-            shutil.rmtree(folder)
 
-    options = [f"-runs={chosen.runs}", f"-seed={chosen.seed}", f"-max_len={4 * _LENGTH}"]
+    options = [f"-runs={runs}", f"-seed={seed}", f"-max_len={4 * _LENGTH}"]
     atheris.Setup([sys.argv[0], *options, str(seeds)], once)
     atheris.Fuzz()
 
@@ -65,4 +73,4 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
