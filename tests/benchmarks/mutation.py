@@ -55,6 +55,7 @@ TESTS: dict[str, tuple[str, ...]] = {
     "_explain_cross.py": _ENGINE,
     "_losses.py": ("test_losses.py", "test_engine.py"),
     "_results.py": (
+        "test_results.py",
         "test_slots.py",
         "test_integrate.py",
         "test_predict_modality.py",
