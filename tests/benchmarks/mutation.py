@@ -1,7 +1,7 @@
 """Do the tests notice when a line of the package is wrong?
 
 python tests/benchmarks/mutation.py [--files _explain.py _losses.py _results.py _data.py]
-[--sample 60] [--seed 0] [--seconds 20]
+[--sample 60] [--seed 0] [--seconds 10]
 
 Mutants are the package with one small change (an operator, a number, a comparison, a loop left
 out), made by cosmic-ray; a mutant is killed if a test fails. Per file a random sample of mutants
@@ -302,7 +302,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--files", nargs="+", choices=TESTS, default=_FILES, metavar="FILE")
     parser.add_argument("--sample", type=int, default=60, help="mutants a file; 0: all")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--seconds", type=float, default=20.0, help="of tests a mutant, on the CPU")
+    parser.add_argument("--seconds", type=float, default=10.0, help="of tests a mutant, on the CPU")
     return parser
 
 
