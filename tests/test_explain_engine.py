@@ -619,6 +619,9 @@ def test_messages_say_what_was_found():
             group_relevance(network, sample, background)
     own = ExplainSample(cells.x, cells.observed, np.array([0, 1, 2, 0, 1, 3]))
     assert own.checked_groups()[1] == 4  # one more than the largest
+    five = ExplainSample(cells.x, cells.observed, np.array([0, 1, 2, 0, 1, 4]))
+    with pytest.raises(ValueError, match="expected 0 to 3, found 0 to 4"):
+        five.checked_groups(4)
     background.observed[:, [0, 2]] = False
     with pytest.raises(ValueError, match=r"a cell with modalities \[0, 1, 2\], as cells"):
         group_relevance(network, cells, background)
