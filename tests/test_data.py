@@ -258,6 +258,17 @@ def test_one_below_the_other() -> None:
     np.testing.assert_array_equal(second[:, 0], [100, 20, 10])
 
 
+@pytest.mark.parametrize(("rows", "n_upper"), [([-1], 0), ([0], 1), ([1], 2)])
+def test_rows_of_the_second_begin_where_those_of_the_first_end(
+    rows: list[int], n_upper: int
+) -> None:
+    upper = Dataset(pd.Index(["a"]), [source(values_of(2), rows)])
+    lower = Dataset(pd.Index(["b"]), [source(values_of(1) + 100, [0])])
+    (both,) = concatenate(upper, lower).sources
+    assert both.rows.tolist() == [*rows, n_upper]
+    np.testing.assert_array_equal(both.take(np.array([1])), [[100, 101]])
+
+
 # ------------------------------------------------------------------ described before training
 
 

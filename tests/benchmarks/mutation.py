@@ -225,15 +225,21 @@ def measured(folder: Path, path: Path, files: Sequence[str]) -> Suite:
         importlib.import_module(name)
     data = CoverageData(str(data_file))
     data.read()
-    sharing = {f"fixture {name}": [] for names in fixtures.values() for name in names}
+    return Suite(seconds, _tests_by_line(data.contexts_by_lineno(str(path)), fixtures))
+
+
+def _tests_by_line(
+    contexts: Mapping[int, Sequence[str]], fixtures: Mapping[str, Sequence[str]]
+) -> dict[int, list[str]]:
+    """Put the tests that share a fixture in the place of the fixture."""
+    sharing: dict[str, list[str]] = {}
     for test, names in fixtures.items():
         for name in names:
-            sharing[f"fixture {name}"].append(test)
-    reached = {
-        line: sorted({test for one in contexts for test in sharing.get(one, [one])})
-        for line, contexts in data.contexts_by_lineno(str(path)).items()
+            sharing.setdefault(f"fixture {name}", []).append(test)
+    return {
+        line: sorted({test for one in found for test in sharing.get(one, [one])})
+        for line, found in contexts.items()
     }
-    return Suite(seconds, reached)
 
 
 def fate(
@@ -263,7 +269,7 @@ def fate(
     return (TIMED_OUT if status is None else KILLED if status else SURVIVED), output
 
 
-def forked(folder: Path, run: Callable[[], int], seconds: float | None) -> tuple[int | None, str]:
+def forked(folder: Path, run: Callable[[], int], seconds: float) -> tuple[int | None, str]:
     """Exit code of `run` in a fork that stands in `folder`, None if it waits too long; output.
 
     More than so many seconds of the CPU end it by a signal; other processes may slow it down.
