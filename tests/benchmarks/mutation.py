@@ -6,8 +6,8 @@ python tests/benchmarks/mutation.py [--files _explain.py _losses.py _results.py 
 Mutants are the package with one small change (an operator, a number, a comparison, a loop left
 out), made by cosmic-ray; a mutant is killed if a test fails. Per file a random sample of mutants
 is tried in a copy of the tree. First the tests of the file run once, and which of them reach which
-line is measured; then each mutant meets those that reach its line, the fastest first, `--seconds`
-of CPU time at most. One process imports torch and whatever else tests use and is forked for each
+line is measured; then each mutant meets those that reach its line, `--seconds` of CPU time at
+most: by test file as listed in `TESTS`, the fastest of each first. One process imports torch and whatever else tests use and is forked for each
 mutant, which so takes seconds, not half a minute (why cosmic-ray does not run the tests itself).
 A mutant under which tests take far longer than they should, or cannot be imported at all, is
 noticed too, and counted apart. First the tests must pass in such a fork without a mutant.
@@ -46,7 +46,7 @@ ROOT = Path(__file__).parents[2]
 _PACKAGE = "unitednet_mu"
 _ENGINE = ("test_explain_engine.py", "test_expected_gradients.py")
 _READING = ("test_data.py", "test_engine.py", "test_bad_input.py", "test_mosaic.py")
-#: The tests of each file.
+#: The tests of each file, its own first.
 TESTS: dict[str, tuple[str, ...]] = {
     "_data.py": _READING,
     "_decoding.py": ("test_losses.py", "test_engine.py", "test_direct_path.py"),
@@ -132,15 +132,22 @@ def copied(root: Path, folder: Path) -> Path:
 
 @dataclass(frozen=True)
 class Suite:
-    """Tests of a file: CPU seconds of each, and the tests that reach each line of the file."""
+    """Tests of a file: CPU seconds of each, and the tests that reach each line of the file.
 
+    Those of its first test file come first, then those of the second.
+    """
+
+    files: Sequence[str]
     seconds: dict[str, float]
     reached: dict[int, list[str]]
 
     def within(self, tests: set[str], seconds: float) -> list[str]:
-        """Return the fastest tests that take so many seconds together, but one at least."""
+        """Return tests that take so many seconds together, but one at least; fast ones first."""
         chosen: list[str] = []
-        for test in sorted(tests, key=lambda one: (self.seconds[one], one)):
+        place = {file: k for k, file in enumerate(self.files)}
+        for test in sorted(
+            tests, key=lambda one: (place[one.partition("::")[0]], self.seconds[one], one)
+        ):
             seconds -= self.seconds[test]
             if chosen and seconds < 0:
                 break
@@ -225,7 +232,7 @@ def measured(folder: Path, path: Path, files: Sequence[str]) -> Suite:
         importlib.import_module(name)
     data = CoverageData(str(data_file))
     data.read()
-    return Suite(seconds, _tests_by_line(data.contexts_by_lineno(str(path)), fixtures))
+    return Suite(where, seconds, _tests_by_line(data.contexts_by_lineno(str(path)), fixtures))
 
 
 def _tests_by_line(
