@@ -72,6 +72,33 @@ def test_groups_and_confidence(names: list[str]) -> None:
     np.testing.assert_allclose(confidence, [0.7, np.nan, 0.5, 0.6])
 
 
+def test_embeddings_go_with_a_prediction_and_cubes_do_not(fitted: MuData) -> None:
+    n = len(fitted)
+    fitted.obsm["X_flat"], fitted.obsm["cube"] = (
+        np.arange(2.0 * n).reshape(n, 2),
+        np.ones((n, 2, 2)),
+    )
+    un.tl.predict_modality(fitted, source="rna", target="adt")
+    predicted = fitted["adt_from_rna"]
+    assert "cube" not in predicted.obsm and "rna" not in predicted.obsm
+    np.testing.assert_array_equal(predicted.obsm["X_flat"], fitted.obsm["X_flat"])
+
+
+def test_what_another_model_left_is_dropped(
+    fitted: MuData, paired: MuData, quick: dict[str, Any]
+) -> None:
+    """Relevance is of the model it was computed with, and goes with it."""
+    query = fitted.copy()
+    un.tl.explain(query, n_cells=2, n_background=2, progress=False)
+    un.tl.transfer_labels(query, fitted, adapt=False, progress=False)
+    assert {"relevance", "params", "labels"} <= set(query.uns["unitednet"])
+    un.tl.fit(paired, labels_key="cell_type", random_state=1, **quick)
+    un.tl.transfer_labels(query, paired, adapt=False, progress=False)
+    stored = query.uns["unitednet"]
+    assert not {"relevance", "params"} & set(stored)
+    assert stored["model"]["sha256"] == paired.uns["unitednet"]["model"]["sha256"]
+
+
 def test_relevance_follows_the_names_of_variables() -> None:
     adata = AnnData(np.zeros((1, 3), np.float32), var=pd.DataFrame(index=["c", "x", "a"]))
     values = np.array([[1.0, 2], [3, 4], [5, 6]])
