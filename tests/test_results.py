@@ -13,6 +13,7 @@ from scipy import sparse
 
 import unitednet_mu as un
 from unitednet_mu import _results
+from unitednet_mu._keys import DEFAULT_STEM, Keys
 from unitednet_mu._results import call_groups
 
 
@@ -36,6 +37,9 @@ def test_what_was_read_is_written_down(paired: MuData, quick: dict[str, Any]) ->
     assert stored["version"] == un.__version__
     assert stored["params"]["ended"] == "finished"
     assert stored["groups"].tolist() == sorted(paired.obs["cell_type"].unique())
+    un.tl.explain(paired, n_cells=2, n_background=2, progress=False)
+    assert "unitednet_relevance" in paired["rna"].varm
+    assert not len(paired["adt"].varm)  # its features are no variables
     weights = stored["modality_weights"]
     assert list(weights.index) == ["rna", "adt"] and weights["weight"].sum() == pytest.approx(1)
 
@@ -97,6 +101,16 @@ def test_what_another_model_left_is_dropped(
     stored = query.uns["unitednet"]
     assert not {"relevance", "params"} & set(stored)
     assert stored["model"]["sha256"] == paired.uns["unitednet"]["model"]["sha256"]
+
+
+def test_a_model_is_known_by_its_checksum(fitted: MuData) -> None:
+    keys = Keys(DEFAULT_STEM)
+    for stored in ("a", "b", "c"):
+        fitted.uns["unitednet"] = {"model": {"sha256": stored}}
+        found = [_results._is_stored(fitted, keys, {"sha256": one}) for one in ("a", "b", "c")]
+        assert found == [stored == one for one in ("a", "b", "c")]
+    del fitted.uns["unitednet"]
+    assert not _results._is_stored(fitted, keys, {"sha256": "a"})
 
 
 def test_relevance_follows_the_names_of_variables() -> None:
