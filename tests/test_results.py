@@ -114,10 +114,10 @@ def test_a_model_is_known_by_its_checksum(fitted: MuData) -> None:
 
 
 def test_relevance_follows_the_names_of_variables() -> None:
-    adata = AnnData(np.zeros((1, 3), np.float32), var=pd.DataFrame(index=["c", "x", "a"]))
+    adata = AnnData(np.zeros((1, 4), np.float32), var=pd.DataFrame(index=["c", "x", "a", "b"]))
     values = np.array([[1.0, 2], [3, 4], [5, 6]])
     found = _results._by_variable(adata, ["a", "b", "c"], values)
-    np.testing.assert_array_equal(found, [[5, 6], [np.nan, np.nan], [1, 2]])
+    np.testing.assert_array_equal(found, [[5, 6], [np.nan, np.nan], [1, 2], [3, 4]])
     assert found.dtype == np.float32
 
 
