@@ -19,6 +19,7 @@ from unitednet_mu._config import TrainingConfig
 from unitednet_mu._data import Batch
 from unitednet_mu._network import UnitedNetwork
 from unitednet_mu._optimise import Optimisers
+from unitednet_mu._ranks import Ranks
 from unitednet_mu._setup import split_cells
 from unitednet_mu._tasks import Tasks
 from unitednet_mu._train import Trainer
@@ -423,7 +424,7 @@ def opponents(fitted: MuData) -> tuple[Tasks, Optimisers, Batch]:
     )
     data = model.open(fitted)
     batch = data.batch(np.arange(32), torch.device("cpu"))
-    return Tasks(network, config, torch.ones(3)), Optimisers(network, config, 10), batch
+    return Tasks(network, config, torch.ones(3)), Optimisers(network, config, 10, Ranks()), batch
 
 
 def parameters(network: UnitedNetwork) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:

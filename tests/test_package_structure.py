@@ -22,7 +22,7 @@ from unitednet_mu import _config, _model
 ROOT = Path(un.__file__).parent
 #: What may import what: a file imports files of its own line or of lines above, never of one below.
 LAYERS = (
-    ("_keys", "_compat", "_kinds", "_plain", "_interrupt", "_process", "_stored"),
+    ("_keys", "_compat", "_kinds", "_plain", "_interrupt", "_process", "_ranks", "_stored"),
     ("_validate",),
     ("_config",),
     ("_values",),

@@ -38,6 +38,7 @@ from unitednet_mu._model import Model
 from unitednet_mu._network import ModalityShape, UnitedNetwork
 from unitednet_mu._phase import Phase, Plan
 from unitednet_mu._presets import settings
+from unitednet_mu._ranks import Ranks, share_statistics
 from unitednet_mu._setup import set_statistics
 from unitednet_mu._steps import Steps
 from unitednet_mu._tasks import Tasks
@@ -97,21 +98,25 @@ def opened(size: Size) -> tuple[Dataset, ModelInfo, UnitedNetwork]:
     return data, info, network
 
 
-def our_epoch(data: Dataset, network: UnitedNetwork, config: TrainingConfig) -> Epoch:
-    """An epoch of this package's engine."""
-    network.train()
-    tasks = Tasks(network, config, torch.ones(N_GROUPS))
-    phase = Phase(network, config, Plan("train", 1, identify=True), 10**5, judged=False)
+def our_epoch(
+    data: Dataset, network: UnitedNetwork, config: TrainingConfig, ranks: Ranks | None = None
+) -> Epoch:
+    """An epoch of this package's engine, of several processes if there are."""
+    ranks = ranks or Ranks()
+    share_statistics(network.train(), ranks)
+    tasks = Tasks(network, config, torch.ones(N_GROUPS), ranks)
+    plan = Plan("train", 1, identify=True)
+    phase = Phase(network, config, plan, 10**5, judged=False, ranks=ranks)
     steps = Steps(tasks, phase.optimisers, phase.averaged)
     size = config.batch_size or len(data)
 
     def epoch() -> None:
         order = np.random.default_rng(0).permutation(len(data))
-        for _, batch in data.batches_of(order, size, tasks.device):
+        for _, batch in data.batches_of(order, size, tasks.device, ranks):
             list(steps.oppose(batch))
             list(steps.take(batch, label_free=True, identification=False))
         for _ in range(IDENTIFICATIONS):
-            for _, batch in data.batches_of(order, size, tasks.device):
+            for _, batch in data.batches_of(order, size, tasks.device, ranks):
                 list(steps.take(batch, label_free=False, identification=True))
 
     return epoch
