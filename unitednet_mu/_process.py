@@ -46,6 +46,19 @@ def threads_for(values_per_step: int) -> Iterator[None]:
             torch.set_num_threads(before)
 
 
+@contextmanager
+def products_in(precision: str) -> Iterator[None]:
+    """Allow matrix products of float32 in fewer bits (``"bf16"``) for the block, or as it was."""
+    with _TURN:
+        before = torch.get_float32_matmul_precision()
+        try:
+            if precision == "bf16":
+                torch.set_float32_matmul_precision("medium")
+            yield
+        finally:
+            torch.set_float32_matmul_precision(before)
+
+
 def random_states(device: torch.device) -> dict[str, torch.Tensor]:
     """State of torch's generators that training on `device` draws from."""
     states = {"cpu": torch.random.get_rng_state()}

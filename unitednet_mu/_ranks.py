@@ -80,7 +80,7 @@ class Ranks:
         return flag if self.alone else self.mean([float(flag)])[0] > 0
 
     def of_first(self, make: Callable[[], T]) -> T:
-        """Return what `make` returns in the first process, or raise its error; only there it runs."""
+        """Return what `make` returns, or raise its error, in the first process alone."""
         if self.alone:
             return make()
         if self.first:

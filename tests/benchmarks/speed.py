@@ -1,6 +1,6 @@
 """Speed of training and inference at the original's multiome setting, as ratios in one run.
 
-python tests/benchmarks/speed.py [--original CHECKOUT] [--threads 2] [--repeats 5]
+python tests/benchmarks/speed.py [--original CHECKOUT] [--threads 2] [--repeats 5] [--bf16]
 
 4,096 cells, 13,634 binary features of which 4.5 % are 1 and 4,000 continuous ones, the network of
 the preset "original_multiome". An epoch is one pass of prediction (discriminators, reconstruction,
@@ -233,6 +233,8 @@ def main(arguments: Sequence[str] | None = None) -> pd.DataFrame:
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(threads)
+        if chosen.bf16:
+            torch.set_float32_matmul_precision("medium")
         table = _measured(names, size, chosen.original, chosen.repeats)
         fresh = multiprocessing.get_context("spawn")
         if chosen.memory:
@@ -245,6 +247,7 @@ def main(arguments: Sequence[str] | None = None) -> pd.DataFrame:
         print(inference(size).round(0).to_string())
     finally:
         torch.set_num_threads(before)
+        torch.set_float32_matmul_precision("highest")
     return table
 
 
@@ -288,6 +291,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--repeats", type=int, default=5, help="epochs of each method")
     parser.add_argument("--threads", type=int, help="by default as many as torch takes")
     parser.add_argument("--original", type=Path, help="checkout of the original UnitedNet")
+    parser.add_argument("--bf16", action="store_true", help="fit's precision, for all methods")
     parser.add_argument("--no-memory", dest="memory", action="store_false")
     return parser
 

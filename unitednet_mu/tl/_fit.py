@@ -18,6 +18,7 @@ from .._data import Dataset, ModalitySpec, describe_modality, open_dataset
 from .._fit import describe_start, train_new, train_on
 from .._keys import DEFAULT_STEM, check_key_added
 from .._model import Model, ModelInfo
+from .._process import products_in
 from .._session import session
 from .._validate import (
     check_modalities,
@@ -55,6 +56,7 @@ def fit(
     devices: int | Literal["auto"] = 1,
     num_nodes: int = 1,
     strategy: Any = _AUTO,
+    precision: Literal["32", "bf16"] = "32",
     progress: bool = True,
     checkpoint_dir: str | os.PathLike[str] | None = None,
     checkpoint_every: int = 1,
@@ -117,6 +119,10 @@ def fit(
         How Lightning Fabric starts the processes and which way they talk: ``"auto"`` and ``"ddp"``
         start them by running the script again, unless ``torchrun`` or SLURM has; or an object such
         as ``DDPStrategy(process_group_backend="gloo")``.
+    precision
+        ``"bf16"`` lets torch multiply float32 matrices in fewer bits (bfloat16, TF32) where the
+        machine has instructions for it; weights and sums stay float32. What that gains depends on
+        the machine, and numbers then do too.
     progress
         Whether to show a progress bar.
     checkpoint_dir
@@ -219,6 +225,8 @@ def fit(
     keys = check_key_added(mdata, key_added)
     _check_choice(labels_key, n_groups, model, reset_head)
     _check_checkpoints(checkpoint_dir, checkpoint_every, resume)
+    if precision not in ("32", "bf16"):
+        raise ValueError(f"precision: expected '32' or 'bf16', found {precision!r}.")
     seed = check_random_state(random_state)
     on = resolve_device(device)
     shape, settings = _presets.settings(preset, network, training)
@@ -245,11 +253,14 @@ def fit(
         model.network.to(on)
 
     def described() -> dict[str, Any]:
-        start = describe_start(model, reset_head)
+        start = describe_start(model, reset_head) | {"precision": precision}
         return fingerprint_of(data, info, on, n_groups=number, processes=ranks.size, **start)
 
     folder = checkpoint_dir, checkpoint_every
-    with session(*folder, described, resume=resume, ranks=ranks) as now:
+    with (
+        products_in(precision),
+        session(*folder, described, resume=resume, ranks=ranks) as now,
+    ):
         if model is None:
             fitted = train_new(
                 data, info, n_groups=number, device=on, progress=progress, session=now
