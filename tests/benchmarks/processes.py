@@ -20,7 +20,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from speed import Size, opened, our_epoch, seconds
+from _measure import seconds
+from speed import Size, opened, our_epoch
 
 from unitednet_mu.tl._launch import join_processes
 

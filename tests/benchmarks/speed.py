@@ -19,12 +19,12 @@ import multiprocessing
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from time import perf_counter
 
 import numpy as np
 import pandas as pd
 import torch
-from _original import ORIGINAL, original_epochs
+from _measure import peak_above, seconds
+from _original import ORIGINAL, supervised_original
 from _plain_loop import PlainLoop
 from anndata import AnnData
 from mudata import MuData
@@ -178,32 +178,13 @@ def epochs_of(name: str, size: Size, checkout: Path | None) -> Epoch:
         raise ValueError(f"{name}: expected --original, found none.")
     arrays = [x.numpy() for x in dense(data)]
     arrays[1] = network.standardisers[1](torch.from_numpy(arrays[1])).numpy()
-    return original_epochs(checkout, arrays, data.labels, size.batch)
-
-
-def seconds(function: Callable[[], object]) -> float:
-    """Time that a call takes."""
-    start = perf_counter()
-    function()
-    return perf_counter() - start
+    return supervised_original(checkout, arrays, data.labels, size.batch).epoch
 
 
 def peak_memory(name: str, size: Size, checkout: Path | None, threads: int) -> float:
     """Largest resident size of an epoch above that before it, MiB; NaN where it cannot be read."""
     torch.set_num_threads(threads)
-    epoch = epochs_of(name, size, checkout)
-    status, forget = Path("/proc/self/status"), Path("/proc/self/clear_refs")
-    if not forget.exists():
-        return float("nan")
-    forget.write_text("5")  # the peak begins anew
-    before = _resident(status, "VmRSS")
-    epoch()
-    return (_resident(status, "VmHWM") - before) / 1024
-
-
-def _resident(status: Path, field: str) -> float:
-    line = next(one for one in status.read_text().splitlines() if one.startswith(field))
-    return float(line.split()[1])
+    return peak_above(epochs_of(name, size, checkout))
 
 
 def inference(size: Size) -> pd.DataFrame:
