@@ -504,6 +504,10 @@ def test_what_would_be_read_whole_is_refused(
         un.tl.transfer_labels(fitted, stored[:50])
     with pytest.raises(ValueError, match="expected data in memory, found it"):
         un.pp.prepare(stored)
+    with pytest.raises(ValueError, match="mdata: expected data in memory, found it"):
+        un.metrics.deletion_test(stored)
+    with pytest.raises(ValueError, match="held_out: expected data in memory, found it"):
+        un.metrics.deletion_test(fitted, held_out=stored)
 
 
 def test_a_view_on_disk_in_a_file_of_its_own(
