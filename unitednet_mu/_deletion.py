@@ -106,7 +106,8 @@ def deletion_test(
     ValueError
         Nothing is stored to judge; an unknown group, modality, feature or column; only one of
         `source` and `target`, or an argument of the one relevance given to the other; `batch_key`
-        given with `held_out`, or a single batch; matrices on disk; no group has enough cells; numbers below 1.
+        given with `held_out`, or a single batch; matrices on disk; no group has enough cells;
+        numbers below 1.
 
     Warns
     -----

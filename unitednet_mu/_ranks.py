@@ -159,20 +159,21 @@ class GradientMean:
         """Replace gradients by their mean; one that no process has stays None."""
         if self._ranks.alone:
             return
-        sizes = [p.numel() for p in self._parameters]
+        somewhere = self._ranks.mean([float(p.grad is not None) for p in self._parameters])
+        learning = [p for p, share in zip(self._parameters, somewhere, strict=True) if share]
+        sizes = [p.numel() for p in learning]
         if self._memory is None:
-            self._memory = self._parameters[0].new_empty(sum(sizes) + len(sizes))
-        *parts, present = self._memory.split([*sizes, len(sizes)])
-        for p, part in zip(self._parameters, parts, strict=True):
+            self._memory = self._parameters[0].new_empty(sum(p.numel() for p in self._parameters))
+        used = self._memory[: sum(sizes)]
+        for p, part in zip(learning, used.split(sizes), strict=True):
             if p.grad is None:
                 part.zero_()
             else:
                 part.copy_(p.grad.flatten())
-        present.copy_(torch.tensor([float(p.grad is not None) for p in self._parameters]))
-        dist.all_reduce(self._memory)
-        self._memory /= self._ranks.size
-        for p, part, some in zip(self._parameters, parts, present.tolist(), strict=True):
-            p.grad = part.view_as(p) if some else None
+        dist.all_reduce(used)
+        used /= self._ranks.size
+        for p, part in zip(learning, used.split(sizes), strict=True):
+            p.grad = part.view_as(p)
 
 
 class _BatchNorm(nn.BatchNorm1d):
