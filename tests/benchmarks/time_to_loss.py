@@ -24,7 +24,7 @@ import numpy as np
 import pandas as pd
 import torch
 from _measure import peak_above
-from _original import ORIGINAL, supervised_original
+from _original import ORIGINAL, SupervisedOriginal, supervised_original
 from _prepare import COUNTS, LABELS, Prepared, read
 from _splits import folds
 from sklearn.metrics import log_loss
@@ -118,7 +118,7 @@ def course_of_original(
         return held_out.loss(module(inputs)[0])
 
     course = Course(loss)
-    trained = supervised_original(checkout, x, labels, 512, held_out.binary)
+    trained: SupervisedOriginal = supervised_original(checkout, x, labels, 512, held_out.binary)
     for _ in range(epochs):
         trained.epoch()
         course.note(trained.module)
