@@ -99,6 +99,9 @@ DEFAULTS = {
     "device": "auto",
     "progress": True,
     "model": None,
+    "ax": None,
+    "show": None,
+    "return_fig": False,
 }
 #: ... but for these functions, whose name for what they add is another one.
 OTHER_DEFAULTS = {("niche", "key_added"): "niche"}
