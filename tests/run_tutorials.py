@@ -17,6 +17,8 @@ from nbformat import NotebookNode
 TUTORIALS = Path(__file__).parent.parent / "tutorials"
 #: Seconds for one cell. A whole notebook takes less than 180 on two cores to itself.
 PATIENCE = 600
+#: Metadata of cells that stay: what myst-nb hides, and the texts in place of figures.
+KEPT = ("tags", "mystnb")
 _OWN = ("MPLBACKEND", "OMP_NUM_THREADS", "NUMBA_NUM_THREADS")
 
 
@@ -46,7 +48,7 @@ def clean(notebook: NotebookNode) -> NotebookNode:
     )
     for number, cell in enumerate(notebook.cells):
         cell.id = f"cell-{number}"
-        cell.metadata = NotebookNode({k: v for k, v in cell.metadata.items() if k == "tags"})
+        cell.metadata = NotebookNode({k: v for k, v in cell.metadata.items() if k in KEPT})
         for output in cell.get("outputs", []):
             output.pop("metadata", None)
             if output.output_type in ("display_data", "execute_result"):

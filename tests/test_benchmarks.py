@@ -35,6 +35,7 @@ import _tasks
 import ablation
 import accuracy
 import markers
+import niche
 import scale
 import speed
 import startup
@@ -509,3 +510,12 @@ def test_startup(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[
     found = startup.main(["--repeats", "1"])
     assert found["sum(range(10**7))"] > 10 * found["pass"] >= 0
     assert "beyond torch and mudata" in capsys.readouterr().out
+
+
+def test_niche(capsys: pytest.CaptureFixture[str]) -> None:
+    found = niche.main(["--spots", "50", "400", "--features", "10", "--repeats", "1"])
+    assert set(found) == {50, 400}
+    assert "400 spots x 10 features" in capsys.readouterr().out
+    mdata = niche.tissue(50, 10)
+    assert niche.seconds(mdata) >= 0
+    assert mdata["niche"].shape == (50, 10)
