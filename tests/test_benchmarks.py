@@ -505,13 +505,6 @@ def test_arithmetic_of_an_epoch() -> None:
     assert speed.arithmetic(network, size) == 2 * 2 * products
 
 
-def test_startup(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(startup, "STATEMENTS", ("pass", "sum(range(10**7))"))
-    found = startup.main(["--repeats", "1"])
-    assert found["sum(range(10**7))"] > 10 * found["pass"] >= 0
-    assert "beyond torch and mudata" in capsys.readouterr().out
-
-
 def test_niche(capsys: pytest.CaptureFixture[str]) -> None:
     found = niche.main(["--spots", "50", "400", "--features", "10", "--repeats", "1"])
     assert set(found) == {50, 400}
@@ -519,3 +512,10 @@ def test_niche(capsys: pytest.CaptureFixture[str]) -> None:
     mdata = niche.tissue(50, 10)
     assert niche.seconds(mdata) >= 0
     assert mdata["niche"].shape == (50, 10)
+
+
+def test_startup(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(startup, "STATEMENTS", ("pass", "sum(range(10**7))"))
+    found = startup.main(["--repeats", "1"])
+    assert found["sum(range(10**7))"] > 10 * found["pass"] >= 0
+    assert "beyond torch and mudata" in capsys.readouterr().out
