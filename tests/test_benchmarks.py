@@ -38,6 +38,7 @@ import _tasks
 import ablation
 import accuracy
 import markers
+import niche
 import processes
 import scale
 import speed
@@ -569,6 +570,15 @@ def test_time_to_the_loss_of_a_poor_original(
         row["seconds to it, original UnitedNet"] / row["seconds to it, unitednet_mu"]
     )
     assert row["all seconds, unitednet_mu"] >= row["seconds to it, unitednet_mu"] > 0
+
+
+def test_niche(capsys: pytest.CaptureFixture[str]) -> None:
+    found = niche.main(["--spots", "50", "400", "--features", "10", "--repeats", "1"])
+    assert set(found) == {50, 400}
+    assert "400 spots x 10 features" in capsys.readouterr().out
+    mdata = niche.tissue(50, 10)
+    assert niche.seconds(mdata) >= 0
+    assert mdata["niche"].shape == (50, 10)
 
 
 def test_startup(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
