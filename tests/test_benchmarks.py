@@ -39,6 +39,7 @@ import ablation
 import accuracy
 import markers
 import niche
+import overlap
 import processes
 import scale
 import speed
@@ -570,6 +571,13 @@ def test_time_to_the_loss_of_a_poor_original(
         row["seconds to it, original UnitedNet"] / row["seconds to it, unitednet_mu"]
     )
     assert row["all seconds, unitednet_mu"] >= row["seconds to it, unitednet_mu"] > 0
+
+
+def test_overlap(capsys: pytest.CaptureFixture[str]) -> None:
+    table = overlap.main(["--seeds", "3", "--noise", "0.3"])
+    assert set(table.index.get_level_values(0)) == {0.3}
+    assert table.loc[(0.3, "own groups"), "worst"] > 0.95  # groups that stand apart
+    assert "seeds [3]" in capsys.readouterr().out
 
 
 def test_niche(capsys: pytest.CaptureFixture[str]) -> None:
