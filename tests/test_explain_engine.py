@@ -592,3 +592,56 @@ def test_shapes_are_checked():
         cross_relevance(network, 0, 1, cells, one, top_k=2)
     more = ExplainSample(cells.x, cells.observed, cells.groups, n_groups=5)
     assert len(cross_relevance(network, 0, 1, more, background, top_k=2).signed) == 5
+
+
+def test_chunks_keep_to_the_memory_that_was_promised():
+    """32 MiB of multipliers on the CPU, 256 MiB on a device, 64 cells at most."""
+    network, rows = make_network(), np.arange(100)
+
+    def sizes(pair_size):
+        chunks = list(_explain.chunks_of(rows, pair_size, network))
+        np.testing.assert_array_equal(np.concatenate(chunks), rows)
+        return [len(chunk) for chunk in chunks]
+
+    assert sizes(1) == sizes(2**16) == [64, 36]
+    assert sizes(2**17) == [32, 32, 32, 4]
+    assert sizes(2**30) == [1] * 100
+    network.to("meta")
+    assert sizes(2**20) == [32, 32, 32, 4]
+
+
+def test_messages_say_what_was_found():
+    network = make_network(n_modalities=3)
+    cells, background = make_sample(network, 6, 1), make_sample(network, 4, 2)
+    for found, wrong in (("0 to 3", [0, 1, 2, 0, 1, 3]), ("-1 to 2", [0, 1, 2, 0, 1, -1])):
+        sample = ExplainSample(cells.x, cells.observed, np.array(wrong))
+        with pytest.raises(ValueError, match=f"expected 0 to 2, found {found}"):
+            group_relevance(network, sample, background)
+    own = ExplainSample(cells.x, cells.observed, np.array([0, 1, 2, 0, 1, 3]))
+    assert own.checked_groups()[1] == 4  # one more than the largest
+    five = ExplainSample(cells.x, cells.observed, np.array([0, 1, 2, 0, 1, 4]))
+    with pytest.raises(ValueError, match="expected 0 to 3, found 0 to 4"):
+        five.checked_groups(4)
+    background.observed[:, [0, 2]] = False
+    with pytest.raises(ValueError, match=r"a cell with modalities \[0, 1, 2\], as cells"):
+        group_relevance(network, cells, background)
+    absent = ExplainSample([cells.x[0], None, cells.x[2]], cells.observed, cells.groups)
+    with pytest.raises(ValueError, match=r"cells\.x\[1\]: expected 6 features, found None"):
+        group_relevance(network, absent, make_sample(network, 4, 2))
+
+
+def test_a_cell_of_nothing_is_left_out_and_one_of_the_background_is_no_reference():
+    """Means are over cells that have something; the only fitting background row is found."""
+    network = make_network()
+    observed = np.array([[True, True], [False, False], [True, False], [True, True]])
+    x = [np.random.default_rng(m).normal(size=(4, n)) for m, n in enumerate(FEATURES[:2])]
+    cells = ExplainSample(x, observed, np.array([0, 0, 1, 1]))
+    rows = np.array([[True, True], [False, True], [True, False]])
+    background = make_sample(network, 3, 2, rows)
+    np.testing.assert_array_equal(background.rows_observing(np.array([True, True])), [0])
+    np.testing.assert_array_equal(background.rows_observing(np.array([True, False])), [0, 2])
+    found = group_relevance(network, cells, background)
+    assert found.n_cells.tolist() == [1, 2, 0] and found.standard_error == 0
+    values = by_shap(Groups(network, [0, 1]), [v[[0]] for v in x], [b[[0]] for b in background.x])
+    for m in (0, 1):
+        equal(found.signed[m][:, 0], values[m][0, :, 0])

@@ -189,6 +189,14 @@ def test_divergence_clustering(rng: np.random.Generator, n: int, k: int) -> None
     assert float(found) == pytest.approx(divergence_clustering(p, h), rel=1e-6)
 
 
+def test_an_almost_empty_group_overlaps_like_a_full_one(rng: np.random.Generator) -> None:
+    """Overlaps are normalised: one cell in a million of a group says where that group lies."""
+    assignment, x = as_tensor(rng.random((N, K))), as_tensor(rng.normal(size=(N, D)))
+    kernel = _losses._gaussian_kernel(x)
+    found = _losses._mean_overlap(assignment * torch.tensor([1.0, 1e-6, 1, 1e-3]), kernel)
+    assert float(found) == pytest.approx(float(_losses._mean_overlap(assignment, kernel)))
+
+
 def test_right_groups_have_the_lowest_clustering_loss(rng: np.random.Generator) -> None:
     truth = np.repeat(np.arange(3), 10)
     h = np.eye(3)[truth] * 10 + rng.normal(size=(30, 3)) * 0.1
