@@ -7,8 +7,9 @@ Mutants are the package with one small change (an operator, a number, a comparis
 out), made by cosmic-ray; a mutant is killed if a test fails. Per file a random sample of mutants
 is tried in a copy of the tree. First the tests of the file run once, and which of them reach which
 line is measured; then each mutant meets those that reach its line, `--seconds` of CPU time at
-most: by test file as listed in `TESTS`, the fastest of each first. One process imports torch and whatever else tests use and is forked for each
-mutant, which so takes seconds, not half a minute (why cosmic-ray does not run the tests itself).
+most: by test file as listed in `TESTS`, the fastest of each first. One process imports torch and
+whatever else tests use and is forked for each mutant, which so takes seconds, not half a minute
+(why cosmic-ray does not run the tests itself).
 A mutant under which tests take far longer than they should, or cannot be imported at all, is
 noticed too, and counted apart. First the tests must pass in such a fork without a mutant.
 
