@@ -5,7 +5,10 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
+import time
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import mudata
 import numpy as np
@@ -35,9 +38,13 @@ import _tasks
 import ablation
 import accuracy
 import markers
+import niche
+import overlap
+import processes
 import scale
 import speed
 import startup
+import time_to_loss
 from _plain_loop import PlainLoop
 
 NETWORK = {"n_hidden": [32], "n_latent": 8, "n_heads": 1, "dropout": 0.0, "input_dropout": 0.2}
@@ -502,6 +509,84 @@ def test_arithmetic_of_an_epoch() -> None:
     network = NetworkConfig(n_hidden=(1,), discriminators=True)
     products = 15 + 9 + 4 * 2
     assert speed.arithmetic(network, size) == 2 * 2 * products
+
+
+def test_processes(capsys: pytest.CaptureFixture[str]) -> None:
+    """One process and two are timed, and only the parent prints."""
+    pytest.importorskip("lightning_fabric")
+    tiny = ["--cells", "64", "--binary", "40", "--continuous", "20", "--batch", "32"]
+    table = processes.main([*tiny, "--repeats", "1"])
+    assert table is not None
+    assert list(table.index) == [1, 2]
+    taken = table["seconds an epoch"]
+    assert (taken > 0).all()
+    np.testing.assert_allclose(table["times as fast as one"], taken[1] / taken)
+    assert capsys.readouterr().out.count("each turn") == 1
+
+
+def test_a_course_reads_its_losses_in_order() -> None:
+    losses = iter([3.0, 1.0, 2.0])
+    course = time_to_loss.Course(lambda _: next(losses))
+    for _ in range(3):
+        course.note(None)
+    seconds = [row[0] for row in course.rows]
+    assert seconds == sorted(seconds)
+    assert course.best() == (seconds[1], 1.0)
+    assert course.until(2.5) == course.until(1.0) == seconds[1]
+    assert np.isnan(course.until(0.5))
+
+
+def test_loss_of_held_out_cells(data: _prepare.Prepared) -> None:
+    """Of the training cells' mean it is their variance; of what is measured, nothing."""
+    train, test = np.arange(60), np.arange(60, 90)
+    held_out = time_to_loss.HeldOut(data, train, test)
+    truth = held_out.standardised(held_out.test)
+    assert held_out.loss([[x, x] for x in truth]) == 0
+    expected = np.mean([np.square(x).mean() for x in truth])
+    assert held_out.loss([[np.zeros_like(x)] * 2 for x in truth]) == pytest.approx(expected)
+    held_out.binary[0] = True
+    held_out.test[0] = np.array([[0.0, 1.0]], np.float32)
+    held_out.scales[0] = (0.0, 1.0)
+    probabilities = np.array([[0.25, 0.75]], np.float32)
+    found = held_out.loss([[probabilities], [truth[1]]])
+    assert found == pytest.approx(-np.log(0.75) / 2)
+
+
+def test_time_to_the_loss_of_a_poor_original(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stand-in that predicts nothing is reached, and its time is its epochs'."""
+
+    class Nothing(torch.nn.Module):
+        def forward(self, x: list[torch.Tensor]) -> Any:
+            return [[np.zeros(one.shape, np.float32)] * len(x) for one in x], None, None
+
+    taken = time_to_loss.SupervisedOriginal(Nothing(), lambda: time.sleep(0.01))
+    monkeypatch.setattr(time_to_loss, "supervised_original", lambda *_: taken)
+    monkeypatch.setattr(time_to_loss, "TrainingConfig", partial(TrainingConfig, max_epochs=12))
+    table = time_to_loss.main([str(path), "--original", str(tmp_path), "--epochs", "2"])
+    row = table.loc[path.stem]
+    assert row["best loss, unitednet_mu"] < row["best loss, original UnitedNet"]
+    assert row["times as fast"] == pytest.approx(
+        row["seconds to it, original UnitedNet"] / row["seconds to it, unitednet_mu"]
+    )
+    assert row["all seconds, unitednet_mu"] >= row["seconds to it, unitednet_mu"] > 0
+
+
+def test_overlap(capsys: pytest.CaptureFixture[str]) -> None:
+    table = overlap.main(["--seeds", "3", "--noise", "0.3"])
+    assert set(table.index.get_level_values(0)) == {0.3}
+    assert table.loc[(0.3, "own groups"), "worst"] > 0.95  # groups that stand apart
+    assert "seeds [3]" in capsys.readouterr().out
+
+
+def test_niche(capsys: pytest.CaptureFixture[str]) -> None:
+    found = niche.main(["--spots", "50", "400", "--features", "10", "--repeats", "1"])
+    assert set(found) == {50, 400}
+    assert "400 spots x 10 features" in capsys.readouterr().out
+    mdata = niche.tissue(50, 10)
+    assert niche.seconds(mdata) >= 0
+    assert mdata["niche"].shape == (50, 10)
 
 
 def test_startup(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

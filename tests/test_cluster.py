@@ -58,15 +58,26 @@ def test_no_group_swallows_those_that_it_runs_into(monkeypatch: pytest.MonkeyPat
     x, truth = blobs([110] * 5, spread=2.1, seed=1)
     labels = leiden_groups(x, 5)
     assert np.bincount(labels).min() > 50
-    monkeypatch.setattr(_cluster, "_CLEARLY_MORE", 2.0)  # never merged the other way
+    assert sorted(np.bincount(labels), reverse=True) == np.bincount(labels).tolist()
+    monkeypatch.setattr(_cluster, "_CLEARLY_MORE", 2.0)  # k-means never takes over
     before = leiden_groups(x, 5)
     assert np.bincount(before).max() > 300
     better = adjusted_rand_score(truth, labels) - adjusted_rand_score(truth, before)
-    assert better > 0.1
+    assert better > 0.2
+
+
+def test_agreement_of_halves() -> None:
+    x, _ = blobs([40, 40, 40])
+    assert _cluster._agreement_of_halves(x, 3, 0) == 1.0
+    noise = np.random.default_rng(0).standard_normal((120, 5))
+    assert _cluster._agreement_of_halves(noise, 4, 0) < 0.6
+    assert _cluster._agreement_of_halves(x[:7], 4, 0) == 0.0  # a half has fewer rows than groups
+    same = np.repeat(x[:3], 20, axis=0)
+    assert _cluster._agreement_of_halves(same, 4, 0) == 0.0  # and here fewer different ones
 
 
 def test_small_groups_that_stand_apart_are_kept() -> None:
-    """Merging for like size would split the large group before it left the small ones alone."""
+    """K-means would split the large group before it left the small ones alone."""
     x, truth = blobs([400, 60, 12, 12], spread=0.5)
     assert adjusted_rand_score(truth, leiden_groups(x, 4)) == 1.0
 

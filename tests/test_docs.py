@@ -345,6 +345,15 @@ def test_tutorials_are_listed_once_there_are_any(tmp_path: Path) -> None:
     assert not target.exists()
 
 
+def test_figures_in_the_readme_stand_in_the_benchmarks() -> None:
+    readme = (ROOT / "README.md").read_text("utf-8")
+    summary = readme.split("## How well it does\n")[1].split("\n## ")[0]
+    figures = re.findall(r"[+-]?\d\.\d+", summary)
+    assert len(figures) > 10
+    printed = set(re.findall(r"[+-]?\d\.\d+", (ROOT / "docs" / "benchmarks.md").read_text("utf-8")))
+    assert set(figures) <= printed
+
+
 def test_the_ecosystem_entry_agrees_with_the_package() -> None:
     lines = (ROOT / "docs" / "meta.yaml").read_text("utf-8").splitlines()
     entry = dict(line.split(": ", 1) for line in lines if re.match(r"\w+: ", line))

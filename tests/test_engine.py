@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import sys
 from pathlib import Path
 from typing import Any
@@ -73,7 +74,7 @@ def network_for(data: Dataset, n_batches: int = 0, **changed: Any) -> UnitedNetw
 def dense(batch: Batch) -> Batch:
     """The same mini-batch, nothing sparse."""
     x = [one.dense() if isinstance(one, SparseRows) else one for one in batch.x]
-    return Batch(x, batch.rows, batch.observed, batch.labels, batch.batches, complete=False)  # type: ignore[arg-type]
+    return dataclasses.replace(batch, x=x, complete=False)
 
 
 def plain_terms(tasks: Tasks, batch: Batch) -> dict[str, torch.Tensor]:

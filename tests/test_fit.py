@@ -19,6 +19,7 @@ from unitednet_mu._config import TrainingConfig
 from unitednet_mu._data import Batch
 from unitednet_mu._network import UnitedNetwork
 from unitednet_mu._optimise import Optimisers
+from unitednet_mu._ranks import Ranks
 from unitednet_mu._setup import split_cells
 from unitednet_mu._tasks import Tasks
 from unitednet_mu._train import Trainer
@@ -423,7 +424,7 @@ def opponents(fitted: MuData) -> tuple[Tasks, Optimisers, Batch]:
     )
     data = model.open(fitted)
     batch = data.batch(np.arange(32), torch.device("cpu"))
-    return Tasks(network, config, torch.ones(3)), Optimisers(network, config, 10), batch
+    return Tasks(network, config, torch.ones(3)), Optimisers(network, config, 10, Ranks()), batch
 
 
 def parameters(network: UnitedNetwork) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
@@ -968,3 +969,26 @@ def test_a_binary_modality_stays_binary(quick: dict[str, Any]) -> None:
     for function in (un.tl.integrate, un.tl.fit):
         with pytest.raises(ValueError, match=r"'adt': expected values 0 and 1 only"):
             function(other, model=un.get.model(mdata))
+
+
+@pytest.mark.parametrize(("precision", "during"), [("32", "highest"), ("bf16", "medium")])
+def test_precision_is_that_of_products_during_the_fit_only(
+    precision: Any, during: str, paired: MuData, quick: dict[str, Any], monkeypatch: Any
+) -> None:
+    seen = set()
+    step = Optimisers.step
+
+    def watched(self: Optimisers, loss: torch.Tensor) -> None:
+        seen.add(torch.get_float32_matmul_precision())
+        step(self, loss)
+
+    monkeypatch.setattr(Optimisers, "step", watched)
+    un.tl.fit(paired, labels_key="cell_type", precision=precision, **quick)
+    assert seen == {during}
+    assert torch.get_float32_matmul_precision() == "highest"
+
+
+def test_an_unknown_precision_is_refused(paired: MuData, quick: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="precision: expected '32' or 'bf16', found '16'"):
+        un.tl.fit(paired, labels_key="cell_type", precision="16", **quick)  # type: ignore[arg-type]
+    assert "unitednet" not in paired.uns

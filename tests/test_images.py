@@ -96,19 +96,21 @@ def deletion_table() -> pd.DataFrame:
     return table
 
 
-FIGURES: dict[str, Callable[[], Any]] = {
-    "history": lambda: pl.history(stored_mdata()),
-    "modality_weights": lambda: pl.modality_weights(stored_mdata()),
-    "modality_effects": lambda: pl.modality_weights(stored_mdata(), kind="effects"),
-    "confusion": lambda: pl.confusion(labelled(), groupby="type"),
-    "prediction": lambda: pl.prediction(predicted(), groupby="type", **PAIR),
-    "transfer": lambda: pl.transfer(stored_mdata()),
-    "relevance_dot": lambda: pl.relevance(stored_mdata()),
-    "relevance_heatmap": lambda: pl.relevance(stored_mdata(), kind="heatmap"),
-    "cross_relevance": lambda: pl.cross_relevance(stored_mdata(), **PAIR),
-    "cross_relevance_chord": lambda: pl.cross_relevance(stored_mdata(), kind="chord", **PAIR),
-    "deletion": lambda: pl.deletion(deletion_table()),
-    "stability": lambda: pl.stability(several_models(), n_top=4),
+FIGURES: dict[str, Callable[..., Any]] = {
+    "history": lambda **more: pl.history(stored_mdata(), **more),
+    "modality_weights": lambda **more: pl.modality_weights(stored_mdata(), **more),
+    "modality_effects": lambda **more: pl.modality_weights(stored_mdata(), kind="effects", **more),
+    "confusion": lambda **more: pl.confusion(labelled(), groupby="type", **more),
+    "prediction": lambda **more: pl.prediction(predicted(), groupby="type", **PAIR, **more),
+    "transfer": lambda **more: pl.transfer(stored_mdata(), **more),
+    "relevance_dot": lambda **more: pl.relevance(stored_mdata(), **more),
+    "relevance_heatmap": lambda **more: pl.relevance(stored_mdata(), kind="heatmap", **more),
+    "cross_relevance": lambda **more: pl.cross_relevance(stored_mdata(), **PAIR, **more),
+    "cross_relevance_chord": lambda **more: pl.cross_relevance(
+        stored_mdata(), kind="chord", **PAIR, **more
+    ),
+    "deletion": lambda **more: pl.deletion(deletion_table(), **more),
+    "stability": lambda **more: pl.stability(several_models(), n_top=4, **more),
 }
 
 

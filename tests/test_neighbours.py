@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -194,3 +195,26 @@ def test_results_can_be_read_by_the_plain_layout(done: MuData, tmp_path: Path) -
         "categorical",
         "none given",
     }, kinds
+
+
+def test_the_places_that_the_guide_names_for_r_are_there(done: MuData, tmp_path: Path) -> None:
+    guide = (Path(__file__).parent.parent / "docs" / "guide.md").read_text("utf-8")
+    (block,) = re.findall(r"```r\n(.*?)```", guide, re.DOTALL)
+    places = re.findall(r'h5read\(file, "([^"]+)"\)', block)
+    assert len(places) == block.count("h5read(") > 5
+    done.write(tmp_path / "x.h5mu")
+    with h5py.File(tmp_path / "x.h5mu") as file:
+        # cells x groups in R after t(), as rhdf5 gives dimensions in reverse
+        shapes = {place: text_or_shape(file[place]) for place in places}
+    assert shapes["obsm/X_unitednet"] == done.obsm["X_unitednet"].shape
+    assert shapes["mod/adt_from_rna/X"] == done["adt_from_rna"].shape
+    assert shapes["obs/_index"] == done.obs_names.tolist()
+    prefix = "uns/unitednet/relevance"
+    rows, columns = f"{prefix}/modalities/rna/features", f"{prefix}/groups"
+    assert shapes[f"{prefix}/modalities/rna/signed"] == (len(shapes[rows]), len(shapes[columns]))
+
+
+def text_or_shape(item: Any) -> Any:
+    """Names, or the shape of numbers."""
+    numbers = isinstance(item, h5py.Dataset) and item.dtype.kind in "iuf"
+    return item.shape if numbers else text(item)

@@ -12,6 +12,7 @@ import h5py
 import mudata
 import numpy as np
 import pytest
+import torch
 from anndata.io import sparse_dataset, write_elem
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -22,9 +23,10 @@ import unitednet_mu as un
 from unitednet_mu import _data, _heads, _held_out, _matrix, _model, _setup, _stored, _train
 from unitednet_mu._compat import quiet_update
 from unitednet_mu._config import NetworkConfig
-from unitednet_mu._data import ModalitySpec, open_dataset
+from unitednet_mu._data import ModalitySpec, describe_modality, open_dataset
 from unitednet_mu._matrix import to_dense
 from unitednet_mu._network import ModalityShape, UnitedNetwork
+from unitednet_mu._ranks import Ranks
 from unitednet_mu._session import Session
 from unitednet_mu._setup import set_statistics, split_cells
 from unitednet_mu.tl import _predict_modality
@@ -452,6 +454,35 @@ def test_what_one_reading_holds_is_shuffled_as_in_memory(cells: MuData, on_disk:
     np.testing.assert_array_equal(*orders)
 
 
+@pytest.mark.parametrize("n", [35, 25, 0])
+@pytest.mark.usefixtures("small_readings")
+def test_processes_have_parts_of_each_mini_batch(
+    n: int, cells_mosaic: MuData, on_disk: Opener
+) -> None:
+    """The last mini-batch may leave nothing for some of them."""
+    cpu = torch.device("cpu")
+    for mdata in (cells_mosaic, on_disk(cells_mosaic)):
+        specs = [describe_modality(mdata, name, None, None, None) for name in mdata.mod]
+        data = open_dataset(mdata, specs)
+        data.labels = np.arange(len(data))
+        order = data.shuffled(np.arange(len(data)), 12, np.random.default_rng(0))[:n]
+        whole = list(data.batches_of(order, 12, cpu))
+        shares = [list(data.batches_of(order, 12, cpu, Ranks(rank, 3))) for rank in range(3)]
+        for (block, batch), *parts in zip(whole, *shares, strict=True):
+            assert all((part == block).all() for part, _ in parts)
+            found = [share for _, share in parts]
+            assert torch.cat([one.labels for one in found]).equal(batch.labels)
+            for one in found:
+                assert one.all_labels.equal(batch.labels)
+                assert one.all_observed.equal(batch.observed)
+                assert one.complete == batch.complete
+            for m, values in enumerate(batch.x):
+                if values is None:
+                    assert all(one.x[m] is None for one in found)
+                else:
+                    assert torch.cat([one.x[m] for one in found]).equal(values)
+
+
 # ------------------------------------------------------------------ errors, warnings, files
 
 
@@ -504,6 +535,10 @@ def test_what_would_be_read_whole_is_refused(
         un.tl.transfer_labels(fitted, stored[:50])
     with pytest.raises(ValueError, match="expected data in memory, found it"):
         un.pp.prepare(stored)
+    with pytest.raises(ValueError, match="mdata: expected data in memory, found it"):
+        un.metrics.deletion_test(stored)
+    with pytest.raises(ValueError, match="held_out: expected data in memory, found it"):
+        un.metrics.deletion_test(fitted, held_out=stored)
 
 
 def test_a_view_on_disk_in_a_file_of_its_own(

@@ -22,7 +22,7 @@ from unitednet_mu import _config, _model
 ROOT = Path(un.__file__).parent
 #: What may import what: a file imports files of its own line or of lines above, never of one below.
 LAYERS = (
-    ("_keys", "_compat", "_kinds", "_plain", "_interrupt", "_process", "_stored"),
+    ("_keys", "_compat", "_kinds", "_plain", "_interrupt", "_process", "_ranks", "_stored"),
     ("_validate",),
     ("_config",),
     ("_values",),
@@ -99,6 +99,9 @@ DEFAULTS = {
     "device": "auto",
     "progress": True,
     "model": None,
+    "ax": None,
+    "show": None,
+    "return_fig": False,
 }
 #: ... but for these functions, whose name for what they add is another one.
 OTHER_DEFAULTS = {("niche", "key_added"): "niche"}
@@ -185,6 +188,13 @@ def test_object_first_everything_else_by_keyword(function: Callable[..., Any]) -
         assert first.annotation == ("pd.DataFrame" if function.__name__ in OF_TABLES else "MuData")
     else:
         assert 1 <= len(positional) <= 3  # arrays
+
+
+@pytest.mark.parametrize("name", un.pl.__all__)
+def test_plots_end_as_those_of_scanpy(name: str) -> None:
+    signature = inspect.signature(getattr(un.pl, name))
+    assert list(signature.parameters)[-3:] == ["ax", "show", "return_fig"]
+    assert signature.return_annotation in ("Axes | Figure | None", "list[Axes] | Figure | None")
 
 
 def test_annotations_are_full(function: Callable[..., Any]) -> None:

@@ -19,8 +19,10 @@ import pytest
 from anndata import AnnData
 from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
+from matplotlib.figure import Figure
 from scipy import sparse
 from test_get import ABSOLUTE_RNA, GROUPS, SIGNED_RNA, stored_mdata
+from test_images import FIGURES
 
 from unitednet_mu import metrics, pl
 
@@ -47,7 +49,7 @@ def ticks(ax: Axes, axis: str) -> list[str]:
 
 def check_layout(ax: Axes) -> None:
     """Check that no title, tick or axis label leaves the figure."""
-    figure = ax.get_figure()
+    figure = ax.get_figure(root=True)
     figure.draw_without_rendering()
     box = figure.get_tightbbox()
     width, height = figure.get_size_inches()
@@ -490,6 +492,21 @@ def test_prediction_by_group(predicted: md.MuData) -> None:
     assert set(right) == {"#112233"}
 
 
+def test_colours_of_a_column_that_came_from_a_modality(predicted: md.MuData) -> None:
+    """As "adt:type"; the colours that scanpy set stand in the modality, as those of "type"."""
+    predicted["adt"].uns["type_colors"] = ["#112233", "#445566"]
+    predicted.obs["adt:type"] = predicted.obs["type"]
+    which = {"source": "rna", "target": "adt", "features": "a"}
+    for column, expected in (
+        ("adt:type", {"#112233", "#445566"}),
+        ("type", {"#112233", "#445566"}),
+        ("other", {BLUE, VERMILION}),
+    ):
+        predicted.obs["other"] = predicted.obs["type"]
+        ax = pl.prediction(predicted, groupby=column, **which)[0]
+        assert {to_hex(colour) for colour in ax.collections[0].get_facecolors()} == expected
+
+
 def test_prediction_within_groups_is_what_metrics_say(predicted: md.MuData) -> None:
     adata = predicted["adt_from_rna"]
     adata.X = adata.X + np.random.default_rng(1).normal(0, 0.5, adata.shape)
@@ -583,6 +600,76 @@ def test_transfer_messages(mdata: md.MuData) -> None:
 
 
 # --- all ----------------------------------------------------------------------
+
+#: What narrows a plot of several panels down to one; the others draw one.
+ONE_PANEL = {
+    "history": {"terms": "total"},
+    "prediction": {"features": "CD19"},
+    "relevance_dot": {"modality": "adt"},
+    "relevance_heatmap": {"modality": "adt"},
+    "cross_relevance": {"group": "CD4/CD8"},
+    "cross_relevance_chord": {"group": "CD4/CD8"},
+    "deletion": {"group": "B"},
+    "stability": {"group": "CD4/CD8"},
+}
+
+
+@pytest.fixture
+def shown(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many figures there were each time that pyplot was asked to show them."""
+    calls: list[int] = []
+    monkeypatch.setattr(plt, "show", lambda: calls.append(len(plt.get_fignums())))
+    return calls
+
+
+def axes_of(drawn: Axes | list[Axes]) -> list[Axes]:
+    return drawn if isinstance(drawn, list) else [drawn]
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_plots_show_and_return_as_those_of_scanpy(name: str, shown: list[int]) -> None:
+    plot = FIGURES[name]
+    for show in (None, False):
+        assert all(isinstance(one, Axes) for one in axes_of(plot(show=show)))
+    figure = plot(return_fig=True)
+    assert isinstance(figure, Figure)
+    assert figure.axes
+    assert not shown
+    plt.close("all")
+    assert plot(show=True) is None
+    assert shown == [1]
+    assert isinstance(plot(show=True, return_fig=True), Figure)
+    assert shown == [1, 2]
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_every_plot_draws_in_axes_of_the_user(name: str) -> None:
+    more = ONE_PANEL.get(name, {})
+    polar = {"projection": "polar"} if name.endswith("chord") else {}
+    figure = plt.figure(figsize=(9, 4), layout="constrained")
+    part, other = figure.subfigures(1, 2)  # what is returned is the whole figure
+    ax, beside = part.subplots(subplot_kw=polar), other.subplots()
+    assert axes_of(FIGURES[name](ax=ax, **more)) == [ax]
+    assert ax.has_data() or ax.patches or ax.texts
+    assert not beside.has_data()
+    assert FIGURES[name](ax=beside if not polar else ax, return_fig=True, **more) is figure
+    assert plt.get_fignums() == [figure.number]
+    check_layout(ax)
+    if more:
+        with pytest.raises(
+            ValueError, match=rf"ax: expected None for \d panels.*{next(iter(more))}="
+        ):
+            FIGURES[name](ax=ax)
+
+
+def test_legends_stand_in_axes_of_the_user(mdata: md.MuData) -> None:
+    _, axes = plt.subplots(1, 2, layout="constrained")
+    pl.history(mdata, terms="reconstruction", ax=axes[0])
+    texts = [text.get_text() for text in axes[0].get_legend().get_texts()]
+    assert texts[:2] == ["training cells", "held-out cells"]
+    FIGURES["prediction"](features="CD3", ax=axes[1])
+    assert [text.get_text() for text in axes[1].get_legend().get_texts()] == ["B", "T"]
+    assert not axes[0].get_figure().legends
 
 
 def test_plots_change_nothing_and_work_from_a_file(mdata: md.MuData, tmp_path: object) -> None:

@@ -64,11 +64,25 @@ def test_outputs_are_results_only(path: Path) -> None:
 
 
 @each
+def test_figures_say_in_words_what_they_show(path: Path) -> None:
+    """For readers who cannot see them; what the page takes over is in `test_built_pages.py`."""
+    texts = []
+    for cell in cells(path):
+        drawn = [one for one in cell["outputs"] if "image/png" in one.get("data", {})]
+        image = cell["metadata"].get("mystnb", {}).get("image", {})
+        assert set(image) == ({"alt"} if drawn else set())
+        assert len(drawn) <= 1  # the text is that of the cell
+        texts += [image["alt"] for _ in drawn]
+    assert all(len(text) > 40 and text.endswith(".") for text in texts)
+    assert len(set(texts)) == len(texts)
+
+
+@each
 def test_nothing_names_the_machine(path: Path) -> None:
     text = path.read_text("utf-8")
     notebook = json.loads(text)
     for cell in notebook["cells"]:
-        assert set(cell["metadata"]) <= {"tags"}
+        assert set(cell["metadata"]) <= {"tags", "mystnb"}
         for output in cell.get("outputs", []):
             for kind in ("image/png", "application/pdf"):
                 output.get("data", {}).pop(kind, None)

@@ -19,7 +19,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
 #: Kept below a release that breaks scanpy, and not imported here.
 BOUNDS_ONLY = {"pynndescent"}
 #: Groups that the package looks for while it runs.
-OPTIONAL = ("chord", "download")
+OPTIONAL = ("chord", "distributed", "download")
 
 
 def names(requirements: list[str]) -> set[str]:

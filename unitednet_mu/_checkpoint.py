@@ -24,7 +24,7 @@ from ._info import ModelInfo
 
 logger = logging.getLogger(__name__)
 
-_FORMAT = 1
+_FORMAT = 2
 _KEPT = 2
 _LOCK = "unitednet.lock"
 _PREFIX, _SUFFIX, _UNFINISHED = "checkpoint-", ".safetensors", ".unfinished"
@@ -42,14 +42,12 @@ class Checkpoints:
     ----------
     folder
         Where they are; it exists, and nobody else writes there.
-    every
-        Epochs between two of them.
     fingerprint
         Data and settings that a checkpoint must agree with to be continued.
     """
 
-    def __init__(self, folder: Path, every: int, fingerprint: Mapping[str, Any]) -> None:
-        self.folder, self.every = folder, every
+    def __init__(self, folder: Path, fingerprint: Mapping[str, Any]) -> None:
+        self.folder = folder
         self._fingerprint = json.loads(json.dumps(fingerprint))
         self._number = max((_number(path) for path in self._paths()), default=0)
 
@@ -139,7 +137,7 @@ class Checkpoints:
 
 @contextmanager
 def checkpoints_in(
-    directory: str | os.PathLike[str], every: int, fingerprint: Mapping[str, Any], *, resume: bool
+    directory: str | os.PathLike[str], fingerprint: Mapping[str, Any], *, resume: bool
 ) -> Iterator[tuple[Checkpoints, dict[str, Any] | None]]:
     """Hold a folder for the checkpoints of one fit; it is made if need be.
 
@@ -168,7 +166,7 @@ def checkpoints_in(
     try:
         for path in folder.glob(f"{_PREFIX}*{_UNFINISHED}"):  # of a run that was killed meanwhile
             path.unlink(missing_ok=True)
-        checkpoints = Checkpoints(folder, every, fingerprint)
+        checkpoints = Checkpoints(folder, fingerprint)
         if checkpoints._paths() and not resume:
             raise ValueError(
                 f"checkpoint_dir: {folder} holds checkpoints of an earlier fit. Pass resume=True "

@@ -19,6 +19,7 @@ from ._config import LIKELIHOODS, Likelihood
 from ._matrix import Columns, Source, Stacked, kind_of, matrix_of, row_bytes, scan
 from ._matrix import ModalitySpec as ModalitySpec
 from ._matrix import to_dense as to_dense
+from ._ranks import Ranks
 from ._stored import ahead
 from ._values import SparseRows, Values
 
@@ -49,7 +50,9 @@ class Batch:
     labels, batches
         int64 per cell, -1 where unknown.
     complete
-        Whether every cell has every modality.
+        Whether every cell of the whole mini-batch has every modality.
+    all_observed, all_labels
+        Of the whole mini-batch, of which several processes have a part each.
     """
 
     x: list[Values | None]
@@ -58,6 +61,8 @@ class Batch:
     labels: Tensor
     batches: Tensor
     complete: bool
+    all_observed: Tensor
+    all_labels: Tensor
 
     def __len__(self) -> int:
         return len(self.observed)
@@ -102,21 +107,33 @@ class Dataset:
         sources = [replace(source, rows=source.rows[cells]) for source in self.sources]
         return Dataset(self.obs_names[cells], sources, self.labels[cells], self.batches[cells])
 
-    def batch(self, cells: np.ndarray, device: torch.device) -> Batch:
-        """Mini-batch of `cells` (positions)."""
+    def batch(
+        self,
+        cells: np.ndarray,
+        device: torch.device,
+        whole: tuple[np.ndarray, np.ndarray] | None = None,
+    ) -> Batch:
+        """Mini-batch of `cells` (positions); `whole` has what is observed in it all, and labels."""
+        observed, labels = (
+            torch.from_numpy(one).to(device) for one in (self.observed[cells], self.labels[cells])
+        )
+        everywhere = self.observed[cells] if whole is None else whole[0]
         x: list[Values | None] = []
         rows: list[Tensor] = []
         for m, source in enumerate(self.sources):
             where = np.flatnonzero(self.observed[cells, m])
             rows.append(torch.from_numpy(where).to(device))
-            x.append(_values_of(source, cells[where], device) if len(where) else None)
+            some = everywhere[:, m].any()
+            x.append(_values_of(source, cells[where], device) if some else None)
         return Batch(
             x,
             rows,
-            torch.from_numpy(self.observed[cells]).to(device),
-            torch.from_numpy(self.labels[cells]).to(device),
+            observed,
+            labels,
             torch.from_numpy(self.batches[cells]).to(device),
-            complete=bool(self.observed[cells].all()),
+            complete=bool(everywhere.all()),
+            all_observed=observed if whole is None else torch.from_numpy(whole[0]).to(device),
+            all_labels=labels if whole is None else torch.from_numpy(whole[1]).to(device),
         )
 
     def at_hand(self) -> Dataset:
@@ -196,11 +213,27 @@ class Dataset:
                 yield part[here], data, here
 
     def batches_of(
-        self, cells: np.ndarray, size: int, device: torch.device
+        self, cells: np.ndarray, size: int, device: torch.device, ranks: Ranks | None = None
     ) -> Iterator[tuple[np.ndarray, Batch]]:
-        """Consecutive mini-batches of at most `size` cells, with their positions."""
-        for block, data, here in self.blocks_of(cells, size):
-            yield block, data.batch(here, device)
+        """Consecutive mini-batches of at most `size` cells, with the positions of all of these.
+
+        Of several processes each gets, and reads, its part; `size` is a multiple of their number.
+        """
+        if ranks is None or ranks.alone:
+            for block, data, here in self.blocks_of(cells, size):
+                yield block, data.batch(here, device)
+            return
+        blocks = [cells[start : start + size] for start in range(0, len(cells), size)]
+        none = np.empty(0, np.intp)
+        mine = np.concatenate([none, *(block[ranks.part(len(block))] for block in blocks)])
+        parts = self.blocks_of(mine, size // ranks.size)
+        for block in blocks:
+            # the last mini-batch may be too small for this process to have a part
+            _, data, here = (
+                next(parts) if len(block[ranks.part(len(block))]) else (none, self, none)
+            )
+            whole = self.observed[block], self.labels[block]
+            yield block, data.batch(here, device, whole)
 
 
 def _at_hand(matrix: Any) -> Any:

@@ -33,6 +33,8 @@ class Job:
         Codes of these cells, cells x n_latent.
     batch
         Their batches, one-hot, where decoders are conditioned on these.
+    n
+        How many they are, of several processes the mean.
     """
 
     name: str
@@ -40,6 +42,7 @@ class Job:
     here: Tensor | None
     code: Tensor
     batch: Tensor | None
+    n: float
 
 
 @dataclass(frozen=True)
@@ -64,10 +67,17 @@ class Decoding:
     def weigh(self, values: Sequence[float]) -> Tensor:
         """Weight of every row, so that each job's rows together weigh as given."""
         code = self.jobs[0].code
-        sizes = [len(job.code) for job in self.jobs]
         return torch.cat(
-            [code.new_full((n,), value / n) for value, n in zip(values, sizes, strict=True)]
+            [
+                code.new_full((len(job.code),), value / job.n)
+                for value, job in zip(values, self.jobs, strict=True)
+            ]
         )
+
+    def means(self, rows: Tensor) -> Sequence[Tensor]:
+        """Mean over the rows of each job; of several processes, what has it as its mean."""
+        pairs = zip(self.split(rows), self.jobs, strict=True)
+        return [part.sum() / job.n for part, job in pairs]
 
 
 def decoding_losses(
@@ -108,12 +118,12 @@ def decoding_losses(
             network, decoding, x if binary else seen, decoding.weigh(shares), decoding.weigh(fooled)
         )
         total = total + part
-        for job, error in zip(decoding.jobs, decoding.split(errors), strict=True):
+        for job, error in zip(decoding.jobs, decoding.means(errors), strict=True):
             if config.weight(job.name):
-                found[job.name].append(error.mean())
+                found[job.name].append(error)
         if distances is not None:
-            pairs = zip(decoding.jobs, decoding.split(distances), strict=True)
-            found["generator"] += [values.mean() for job, values in pairs if job.judged]
+            pairs = zip(decoding.jobs, decoding.means(distances), strict=True)
+            found["generator"] += [distance for job, distance in pairs if job.judged]
     return total, {name: torch.stack(values).mean() for name, values in found.items()}
 
 
@@ -135,13 +145,13 @@ def discriminator_losses(
     else:
         real = _standardiser(network, decoding.target).product(read, first.weight.T)
     distances = (rest(real + first.bias) - 1).square()[:, 0]
-    of_real = [part.mean() for part in decoding.split(decoding.gather(distances))]
+    of_real = decoding.means(decoding.gather(distances))
     if binary:
         weights = decoding.weigh([1.0] * len(decoding.jobs))
         fake = fake_distances(wide, judge, weights) / len(decoding.jobs)
         return [(one + fake) / 2 for one in of_real]
     scores = rest(_through(wide, first.weight, first.bias))
-    of_fake = [part.square().mean() for part in decoding.split(scores)]
+    of_fake = decoding.means(scores.square()[:, 0])
     return [(one + other) / 2 for one, other in zip(of_real, of_fake, strict=True)]
 
 

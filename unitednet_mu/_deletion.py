@@ -12,7 +12,7 @@ from mudata import MuData
 from ._compat import warn_user
 from ._deletion_cells import Cells, Floats, Split, splits
 from ._keys import DEFAULT_STEM, Keys
-from ._validate import check_mudata, check_random_state
+from ._validate import check_in_memory, check_mudata, check_random_state
 from .get import cross_relevance, relevance
 from .get._slots import fit_command, record, stored, texts
 
@@ -106,7 +106,8 @@ def deletion_test(
     ValueError
         Nothing is stored to judge; an unknown group, modality, feature or column; only one of
         `source` and `target`, or an argument of the one relevance given to the other; `batch_key`
-        given with `held_out`, or a single batch; no group has enough cells; numbers below 1.
+        given with `held_out`, or a single batch; matrices on disk; no group has enough cells;
+        numbers below 1.
 
     Warns
     -----
@@ -131,9 +132,9 @@ def deletion_test(
     (12, 7)
     """
     seed = check_random_state(random_state)
-    check_mudata(mdata)
+    check_in_memory(check_mudata(mdata))
     if held_out is not None:
-        check_mudata(held_out, "held_out")
+        check_in_memory(check_mudata(held_out, "held_out"), "held_out")
     _check_choice(held_out, source, target, modality, target_feature, batch_key)
     sizes = [n_top] if isinstance(n_top, (int, np.integer)) else list(n_top)
     for what, numbers in (("n_top", sizes), ("n_repeats", [n_repeats])):

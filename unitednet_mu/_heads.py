@@ -13,6 +13,7 @@ from ._cluster import starting_groups
 from ._config import TrainingConfig
 from ._data import Dataset
 from ._network import UnitedNetwork
+from ._ranks import Ranks
 from ._tasks import Tasks
 
 logger = logging.getLogger(__name__)
@@ -51,6 +52,7 @@ def start_heads(
     codes: Sequence[np.ndarray],
     n_groups: int | None,
     seed: int,
+    ranks: Ranks,
 ) -> np.ndarray:
     """Find groups in `codes`, side by side, and fit fresh heads on the fused codes `z` to them.
 
@@ -60,7 +62,7 @@ def start_heads(
     -------
     Group of every row of `z`, int64.
     """
-    groups = starting_groups(np.hstack(codes), n_groups, config.start, seed)
+    groups = ranks.of_first(lambda: starting_groups(np.hstack(codes), n_groups, config.start, seed))
     n_found = max(int(groups.max()) + 1, _FEWEST_GROUPS)
     logger.info("groups start from %d clusters.", n_found)
     network.new_heads(n_found, network.config.n_heads)

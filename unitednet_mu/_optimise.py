@@ -12,6 +12,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from ._config import TrainingConfig
 from ._network import UnitedNetwork
+from ._ranks import GradientMean, Ranks
 
 
 class RunningAverage:
@@ -36,7 +37,9 @@ class RunningAverage:
 class Optimisers:
     """AdamW for the network, one-cycle schedule, another for discriminators; clipped steps."""
 
-    def __init__(self, network: UnitedNetwork, config: TrainingConfig, n_steps: int) -> None:
+    def __init__(
+        self, network: UnitedNetwork, config: TrainingConfig, n_steps: int, ranks: Ranks
+    ) -> None:
         self.clip = config.gradient_clip
         opponents = list(network.discriminators.parameters())
         theirs = {id(p) for p in opponents}
@@ -54,6 +57,8 @@ class Optimisers:
         self.opponent = (
             torch.optim.AdamW(opponents, lr=config.learning_rate, fused=True) if opponents else None
         )
+        self._mean = GradientMean(ranks, self.parameters)
+        self._opponents_mean = GradientMean(ranks, opponents)
 
     @property
     def rate(self) -> float:
@@ -75,6 +80,7 @@ class Optimisers:
         """Move the network; the discriminators' weights stay."""
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()
+        self._mean.take()
         nn.utils.clip_grad_norm_(self.parameters, self.clip)
         self.optimiser.step()
         self.schedule.step()
@@ -85,5 +91,6 @@ class Optimisers:
             return
         self.opponent.zero_grad(set_to_none=True)
         loss.backward()
+        self._opponents_mean.take()
         nn.utils.clip_grad_norm_(self.opponents, self.clip)
         self.opponent.step()

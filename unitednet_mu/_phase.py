@@ -12,6 +12,7 @@ from torch import Tensor
 from ._config import TrainingConfig
 from ._network import UnitedNetwork
 from ._optimise import Optimisers, RunningAverage
+from ._ranks import Ranks
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,8 @@ class Phase:
         Number of steps of all epochs, for the schedule.
     judged
         Whether held-out cells judge the epochs; otherwise the last one is the best.
+    ranks
+        Processes that train the network together.
     """
 
     def __init__(
@@ -48,10 +51,11 @@ class Phase:
         n_steps: int,
         *,
         judged: bool,
+        ranks: Ranks,
     ) -> None:
         self.plan, self.judged, self._patience = plan, judged, config.patience
         self.averaged = RunningAverage(network, config.averaging)
-        self.optimisers = Optimisers(network, config, n_steps)
+        self.optimisers = Optimisers(network, config, n_steps, ranks)
         self.epoch = 0  # epochs done
         self.best, self.best_epoch = math.inf, -1
         self.best_state: dict[str, Tensor] = {}

@@ -24,6 +24,11 @@ def seeded(seed: int) -> Iterator[None]:
         yield
 
 
+def draw_apart(rank: int) -> None:
+    """Let each of several processes draw numbers of its own, within a block of :func:`seeded`."""
+    torch.manual_seed(int(torch.randint(2**31, ())) + rank)
+
+
 @contextmanager
 def threads_for(values_per_step: int) -> Iterator[None]:
     """Run small steps on one thread, and give the caller's number of threads back.
@@ -39,6 +44,19 @@ def threads_for(values_per_step: int) -> Iterator[None]:
             yield
         finally:
             torch.set_num_threads(before)
+
+
+@contextmanager
+def products_in(precision: str) -> Iterator[None]:
+    """Allow matrix products of float32 in fewer bits (``"bf16"``) for the block, or as it was."""
+    with _TURN:
+        before = torch.get_float32_matmul_precision()
+        try:
+            if precision == "bf16":
+                torch.set_float32_matmul_precision("medium")
+            yield
+        finally:
+            torch.set_float32_matmul_precision(before)
 
 
 def random_states(device: torch.device) -> dict[str, torch.Tensor]:

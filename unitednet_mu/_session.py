@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 from ._checkpoint import Checkpoints, checkpoints_in
 from ._interrupt import Interruption
+from ._ranks import Ranks
 
 State = Mapping[str, Any]
 
@@ -23,7 +24,11 @@ class Session:
     stop
         Whether to end training, and keep what there is.
     checkpoints
-        Where states go, if anywhere.
+        Where states go, if anywhere; of several processes the first one's.
+    every
+        Epochs between checkpoints; 0 where there are none.
+    ranks
+        Processes that train together.
     resumed
         State of the training to continue, once.
     fallback
@@ -34,6 +39,8 @@ class Session:
 
     stop: Interruption = field(default_factory=Interruption)
     checkpoints: Checkpoints | None = None
+    every: int = 0
+    ranks: Ranks = field(default_factory=Ranks)
     resumed: State | None = None
     fallback: bool = False
     finished: State | None = None
@@ -45,8 +52,10 @@ class Session:
 
     def epoch_ended(self, number: int, state: Callable[[], State], *, last: bool) -> None:
         """Write a checkpoint if epoch `number` (from 1) is due, or the `last` of its phase."""
-        if self.checkpoints is not None and (last or number % self.checkpoints.every == 0):
-            self.checkpoints.save({"training": state(), "finished": self.finished})
+        if self.every and (last or number % self.every == 0):
+            training = state()  # of all processes
+            if self.checkpoints is not None:
+                self.checkpoints.save({"training": training, "finished": self.finished})
 
 
 @contextmanager
@@ -56,18 +65,35 @@ def session(
     fingerprint: Callable[[], State],
     *,
     resume: bool,
+    ranks: Ranks,
 ) -> Iterator[Session]:
     """Heed Ctrl-C, and keep checkpoints in `directory` if one is given.
+
+    Of several processes the first one reads and writes them.
 
     Raises
     ------
     ValueError
         The folder cannot be used, or holds what cannot be continued.
     """
-    with Interruption() as stop:
+    with Interruption() as stop, ExitStack() as stack:
         if directory is None:
-            yield Session(stop)
+            yield Session(stop, ranks=ranks)
             return
-        with checkpoints_in(directory, every, fingerprint(), resume=resume) as (kept, state):
-            found = state or {"training": None, "finished": None}
-            yield Session(stop, kept, found["training"], finished=found["finished"])
+        mine: list[Checkpoints] = []
+
+        def newest() -> State | None:
+            folder = checkpoints_in(directory, fingerprint(), resume=resume)
+            kept, state = stack.enter_context(folder)
+            mine.append(kept)
+            return state
+
+        found = ranks.of_first(newest) or {"training": None, "finished": None}
+        yield Session(
+            stop,
+            mine[0] if mine else None,
+            every,
+            ranks,
+            resumed=found["training"],
+            finished=found["finished"],
+        )

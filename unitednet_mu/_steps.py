@@ -30,7 +30,7 @@ class Steps:
 
     def of(self, batch: Batch, *, identify: bool) -> Iterator[Terms]:
         """Make all steps of a mini-batch; terms of each, detached."""
-        if len(batch) < 2:  # batch statistics and pairs need two cells
+        if len(batch.all_labels) < 2:  # batch statistics and pairs need two cells
             return
         yield from self.oppose(batch)
         if identify and self.tasks.config.alternate:

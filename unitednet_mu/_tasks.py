@@ -13,6 +13,7 @@ from ._config import TrainingConfig
 from ._data import Batch
 from ._decoding import Decoding, Job, decoding_losses, discriminator_losses
 from ._network import UnitedNetwork
+from ._ranks import Ranks
 from ._values import Values
 
 Terms = dict[str, Tensor]
@@ -29,12 +30,19 @@ class Tasks:
         Weights of the terms.
     class_weights
         Weight of each label in the cross-entropy; None where groups are found without labels.
+    ranks
+        Processes that share the mini-batch: the mean over them of a term is the term.
     """
 
     def __init__(
-        self, network: UnitedNetwork, config: TrainingConfig, class_weights: Tensor | None
+        self,
+        network: UnitedNetwork,
+        config: TrainingConfig,
+        class_weights: Tensor | None,
+        ranks: Ranks | None = None,
     ) -> None:
         self.network, self.config, self.class_weights = network, config, class_weights
+        self.ranks = ranks or Ranks()
         self.device = network.fusion.logits.device
         self._last: tuple[Batch, list[Values | None]] | None = None
 
@@ -51,20 +59,33 @@ class Tasks:
     def codes(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Codes of all modalities (cells x modalities x n_latent), and which count (bool)."""
         read = self._read(batch)
-        if batch.complete and not (self.network.training and len(batch) < 2):
+        usable = self._usable(batch)
+        if batch.complete and all(usable):
             codes = [self.network.encode_read(m, x) for m, x in enumerate(read) if x is not None]
             return torch.stack(codes, 1), batch.observed
-        observed = batch.observed.clone()
         shape = (len(batch), len(read), self.network.config.n_latent)
         found = torch.zeros(shape, device=self.device)
         for m, (x, rows) in enumerate(zip(read, batch.rows, strict=True)):
-            if x is None or (
-                self.network.training and len(x) < 2
-            ):  # batch statistics need two cells
-                observed[:, m] = False
-            else:
+            if x is not None and usable[m]:
                 found[rows, m] = self.network.encode_read(m, x)
-        return found, observed
+        return found, self._counted(batch.observed, usable)
+
+    def _usable(self, batch: Batch) -> list[bool]:
+        """Whether each modality has cells enough, in training for batch statistics."""
+        fewest = 2 if self.network.training else 1
+        if batch.complete:
+            return [len(batch.all_observed) >= fewest] * len(batch.x)
+        counts: list[int] = batch.all_observed.sum(0).tolist()
+        return [n >= fewest for n in counts]
+
+    def _counted(self, observed: Tensor, usable: list[bool]) -> Tensor:
+        return observed & torch.tensor(usable, device=self.device)
+
+    def _everywhere(self, batch: Batch) -> Tensor:
+        """Which codes of the whole mini-batch count, as :meth:`codes` says of this process's."""
+        if batch.complete:
+            return batch.all_observed
+        return self._counted(batch.all_observed, self._usable(batch))
 
     def _read(self, batch: Batch) -> list[Values | None]:
         """Values of a mini-batch, standardised unless sparse; kept until another one is read."""
@@ -91,7 +112,7 @@ class Tasks:
         read = self._read(batch)
         total, terms = decoding_losses(self.network, self.config, decodings, batch.x, read)
         if self.config.weight("contrastive"):
-            values = self._contrastive(batch, codes, observed)
+            values = self._contrastive(batch, codes)
             if values:
                 contrastive = torch.stack(values).mean()
                 total = total + self.config.weight("contrastive") * contrastive
@@ -104,16 +125,18 @@ class Tasks:
         Cross-entropy with labels, or with the groups that training starts from; without labels also
         divergence clustering and entropy.
         """
-        labels = batch.labels
+        labels = batch.all_labels
+        sizes = self._sizes(batch)
         if not batch.complete:
-            usable = observed.any(1)
-            codes, observed, labels = codes[usable], observed[usable], labels[usable]
-        if len(codes) < 2:
+            usable, mine = self._everywhere(batch).any(1), observed.any(1)
+            codes, observed, labels = codes[mine], observed[mine], labels[usable]
+            sizes = self.ranks.sizes(usable)
+        if len(labels) < 2:
             return {}
         fused = self._fused(codes, observed, learn=True)
         terms: dict[str, list[Tensor]] = defaultdict(list)
         for head in self.network.heads:
-            logits, projected = head(fused)
+            logits, projected = (self.ranks.gather(one, sizes) for one in head(fused))
             if self.config.weight("cross_entropy"):
                 loss = _losses.cross_entropy_loss(logits, labels, self.class_weights)
                 terms["cross_entropy"].append(loss)
@@ -121,6 +144,9 @@ class Tasks:
                 for name, value in self.clustering(logits, projected).items():
                     terms[name].append(value)
         return _means(terms)
+
+    def _sizes(self, batch: Batch) -> list[int]:
+        return self.ranks.sizes(torch.ones(len(batch.all_labels), dtype=torch.bool))
 
     def clustering(self, logits: Tensor, projected: Tensor) -> Terms:
         """Divergence clustering and entropy of one head, which finds groups without labels."""
@@ -163,7 +189,7 @@ class Tasks:
 
         Cells that lack the target, or what it is decoded from, are left out.
         """
-        rows = batch.rows[target]
+        rows, everywhere = batch.rows[target], self._everywhere(batch)
         n = codes.shape[1]
         adversarial = bool(self.network.discriminators) and self.config.weight("generator") > 0
         jobs = []
@@ -175,17 +201,21 @@ class Tasks:
             code = codes[:, source] if source < n else cast("Tensor", fused)
             here: Tensor | None = None
             one_hot = self.network.one_hot(batch.batches)
+            n_cells = len(batch.all_labels)
             if not batch.complete:
+                counted = everywhere[:, source] if source < n else everywhere.any(1)
+                n_cells = int((batch.all_observed[:, target] & counted).sum())
                 seen = observed[rows, source] if source < n else observed[rows].any(1)
                 here = seen.nonzero()[:, 0]
                 code = code[rows[here]]
                 one_hot = None if one_hot is None else one_hot[rows[here]]
-            if len(code) >= 2:
-                jobs.append(Job(name, judged, here, code, one_hot))
+            if n_cells >= 2:
+                jobs.append(Job(name, judged, here, code, one_hot, n_cells / self.ranks.size))
         return Decoding(target, jobs)
 
-    def _contrastive(self, batch: Batch, codes: Tensor, observed: Tensor) -> list[Tensor]:
-        groups = batch.labels  # given, or those that training starts from
+    def _contrastive(self, batch: Batch, codes: Tensor) -> list[Tensor]:
+        groups = batch.all_labels  # given, or those that training starts from
+        codes, observed = self.ranks.gather(codes, self._sizes(batch)), self._everywhere(batch)
         values = []
         for a in range(codes.shape[1]):
             for b in range(a + 1, codes.shape[1]):

@@ -22,7 +22,8 @@ from ._interrupt import Interrupted
 from ._network import Encoder, UnitedNetwork
 from ._noise import choose_input_dropout
 from ._phase import Phase, Plan
-from ._process import random_states, set_random_states, threads_for
+from ._process import draw_apart, random_states, set_random_states, threads_for
+from ._ranks import part_statistics, share_statistics
 from ._session import Session, State
 from ._setup import default_batch_size, default_epochs, split_cells
 from ._steps import Steps
@@ -86,6 +87,7 @@ class Trainer:
         session: Session | None = None,
     ) -> None:
         self.session = session or Session()
+        self.ranks = self.session.ranks
         self.network, self.data, self.config, self.seed = network, data, config, seed
         self._at_hand = data.at_hand()
         self.n_groups, self.find_groups = n_groups, new_groups and not supervised
@@ -102,7 +104,8 @@ class Trainer:
                 f"batch_size: expected at most the {len(self.train_cells)} training cells, found "
                 f"{config.batch_size}. Lower it, or leave it at None."
             )
-        self.batch_size = config.batch_size or default_batch_size(len(self.train_cells))
+        wanted = config.batch_size or default_batch_size(len(self.train_cells))
+        self.batch_size = self.ranks.whole(wanted)
         self.max_epochs = config.max_epochs or default_epochs(
             len(self.train_cells), self.batch_size
         )
@@ -113,7 +116,7 @@ class Trainer:
             logger.info("input dropout by modality: %s.", [round(share, 2) for share in shares])
         self.class_weights = self._class_weights() if supervised else None
         self.rows: list[dict[str, Any]] = []
-        self.progress = progress
+        self.progress = progress and self.ranks.first
         self.ended: Ended = "finished"
         #: Codes of all cells after the warm-up, of each network trained so far on these cells.
         self.starting_codes: list[np.ndarray] = []
@@ -148,7 +151,8 @@ class Trainer:
         first = 0 if resumed is None else self._resume(resumed)
         epochs = len(self.rows) + sum(plan.n_epochs for plan in plans[first:])
         what = "fit" if len(self.held_out) else "fit on all cells"
-        values_per_step = self.batch_size * sum(s.n_features for s in self.network.shapes)
+        cells_per_step = self.batch_size // self.ranks.size
+        values_per_step = cells_per_step * sum(s.n_features for s in self.network.shapes)
         with (
             threads_for(values_per_step),
             tqdm(total=epochs, desc=what, unit="epoch", disable=not self.progress) as bar,
@@ -160,12 +164,13 @@ class Trainer:
                 phase = self._begin(plan)
                 if resumed is not None:
                     phase.load_state_dict(resumed["phase"])
-                    set_random_states(resumed["random"], self.device)
+                    set_random_states(resumed["random"][self.ranks.rank], self.device)
                     self.session.stop.keep |= phase.usable
                     bar.total -= phase.epoch
                     resumed = None
                 self._run(phase, number, bar)
                 self.network.load_state_dict(phase.best_state)
+            part_statistics(self.network)
             if self.find_groups:
                 keep_best_head(self.network, self.config, self.data, self.train_cells)
         self.network.eval()
@@ -184,12 +189,19 @@ class Trainer:
 
     def _begin(self, plan: Plan) -> Phase:
         n_steps = plan.n_epochs * self._steps_per_epoch(plan.identify)
-        return Phase(self.network, self.config, plan, n_steps, judged=bool(len(self.held_out)))
+        self.ranks.agree(self.network)
+        share_statistics(self.network, self.ranks)
+        if not self.ranks.alone:
+            draw_apart(self.ranks.rank)  # or all would drop the same units
+        judged = bool(len(self.held_out))
+        return Phase(self.network, self.config, plan, n_steps, judged=judged, ranks=self.ranks)
 
     def _run(self, phase: Phase, number: int, bar: Any) -> None:
         """Train until the phase is over, or ends early."""
-        tasks = Tasks(self.network, self.config, self.class_weights)
-        judged = Tasks(phase.averaged.network, self.config, self.class_weights)
+        tasks, judged = (
+            Tasks(network, self.config, self.class_weights, self.ranks)
+            for network in (self.network, phase.averaged.network)
+        )
         try:
             while not phase.over:
                 self._heed_interruption()
@@ -235,7 +247,7 @@ class Trainer:
         )
 
     def _heed_interruption(self) -> None:
-        if self.session.stop.requested:
+        if self.ranks.any(self.session.stop.requested):
             raise Interrupted(f"interrupted in epoch {len(self.rows)}")
 
     def _diverged(self) -> Diverged:
@@ -255,11 +267,13 @@ class Trainer:
         steps = Steps(tasks, phase.optimisers, phase.averaged)
         values: dict[str, list[float]] = defaultdict(list)
         order = self.data.shuffled(self.train_cells, self.batch_size, self.rng)
-        for _, batch in self._at_hand.batches_of(order, self.batch_size, self.device):
+        batches = self._at_hand.batches_of(order, self.batch_size, self.device, self.ranks)
+        for _, batch in batches:
             for terms in steps.of(batch, identify=phase.plan.identify):
-                for term, value in terms.items():
-                    values[term].append(float(value.detach()))
-                    if not math.isfinite(values[term][-1]):
+                found = self.ranks.mean([float(value.detach()) for value in terms.values()])
+                for term, value in zip(terms, found, strict=True):
+                    values[term].append(value)
+                    if not math.isfinite(value):
                         raise self._diverged()
                 self._heed_interruption()
             if values and math.isnan(phase.first_loss):
@@ -273,7 +287,8 @@ class Trainer:
         sums: dict[str, float] = defaultdict(float)
         cells_seen: dict[str, int] = defaultdict(int)
         held_out = self.data.in_file_order(self.held_out)
-        for cells, batch in self._at_hand.batches_of(held_out, _EVALUATION_BATCH, self.device):
+        size = self.ranks.whole(_EVALUATION_BATCH)
+        for cells, batch in self._at_hand.batches_of(held_out, size, self.device, self.ranks):
             codes, observed = tasks.codes(batch)
             _, terms = tasks.label_free(batch, codes, observed)
             if identify:
@@ -281,7 +296,8 @@ class Trainer:
             for term, value in terms.items():
                 sums[term] += float(value) * len(cells)
                 cells_seen[term] += len(cells)
-        return {term: total / cells_seen[term] for term, total in sums.items()}
+        totals = self.ranks.mean(list(sums.values()))
+        return {term: total / cells_seen[term] for term, total in zip(sums, totals, strict=True)}
 
     def _judged_value(self, terms: dict[str, float]) -> float:
         """Loss that decides."""
@@ -307,7 +323,7 @@ class Trainer:
         self.starting_codes.append((z / z.std().clamp_min(1e-12)).cpu().numpy())
         anchors = np.full(len(self.data), -1, np.int64)
         anchors[cells] = start_heads(
-            self.network, self.config, z, self.starting_codes, self.n_groups, self.seed
+            self.network, self.config, z, self.starting_codes, self.n_groups, self.seed, self.ranks
         )
         self._set_labels(anchors)
 
@@ -323,7 +339,7 @@ class Trainer:
             "number": number,
             "rows": self.rows,
             "order": self.rng.bit_generator.state,
-            "random": random_states(self.device),
+            "random": self.ranks.of_each(random_states(self.device)),
             "labels": self.data.labels,
             "starting_codes": self.starting_codes,
             "heads": (self.network.n_groups, len(self.network.heads)),

@@ -90,6 +90,22 @@ def check_mudata(mdata: object, argument: str = "mdata", *, copy: bool = False) 
     return mdata
 
 
+def check_in_memory(mdata: MuData, argument: str = "mdata") -> None:
+    """Refuse matrices on disk where they would have to be read whole, or changed.
+
+    Raises
+    ------
+    ValueError
+        There are any.
+    """
+    if is_on_disk(mdata):
+        found = f"backed by {str(mdata.filename)!r}" if mdata.isbacked else "on disk"
+        raise ValueError(
+            f"{argument}: expected data in memory, found it {found}. Read it whole: "
+            "mudata.read_h5mu(path), or mudata.read_zarr(path)."
+        )
+
+
 def _check_unique(names: pd.Index, what: str) -> None:
     if not names.is_unique:
         duplicated = names[names.duplicated()].unique()

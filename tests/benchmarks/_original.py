@@ -93,29 +93,45 @@ def fit_original(
         return Original(net.model, scalers)
 
 
-def original_epochs(
-    checkout: Path, values: Sequence[np.ndarray], labels: np.ndarray, batch_size: int
-) -> Callable[[], None]:
-    """Epochs of its supervised training in its configuration of ATAC and RNA, one a call.
+@dataclass(frozen=True)
+class SupervisedOriginal:
+    """The original's torch module, and one epoch of its training with labels."""
+
+    module: Any
+    epoch: Callable[[], None]
+
+
+def supervised_original(
+    checkout: Path,
+    values: Sequence[np.ndarray],
+    labels: np.ndarray,
+    batch_size: int,
+    binary: Sequence[bool] = (True, False),
+) -> SupervisedOriginal:
+    """Its supervised training in its configuration of ATAC and RNA.
 
     Parameters
     ----------
     checkout
         Folder that holds its ``src``.
     values
-        Cells x features: binary ones, then continuous ones.
+        Cells x features of each modality.
     labels
         Group of each cell.
     batch_size
         Cells a mini-batch.
+    binary
+        Of each modality, whether it gets the layers that the configuration has for ATAC.
     """
     adatas = [AnnData(x, obs={"label": labels.astype(str)}) for x in values]
     with _imported(checkout) as interface, contextlib.redirect_stdout(io.StringIO()):
         config = copy.deepcopy(interface.atacseq_config)
-        for part, side in (("encoders", "input"), ("decoders", "output")):
-            for m, x in enumerate(values):
-                config[part][m][side] = x.shape[1]
-                config["discriminators"][m]["input"] = x.shape[1]
+        sides = (("encoders", "input"), ("decoders", "output"), ("discriminators", "input"))
+        for part, side in sides:
+            config[part] = [
+                {**config[part][0 if peaks else 1], side: x.shape[1]}
+                for x, peaks in zip(values, binary, strict=True)
+            ]
         config["clusters"]["output"] = len(np.unique(labels))
         config["train_batch_size"] = batch_size
         net = interface.UnitedNet(device="cpu", technique=config)
@@ -135,7 +151,7 @@ def original_epochs(
         for schedule in schedules:
             interface.run_through_dataloader(net.model, cells, schedule, train_model=True)
 
-    return epoch
+    return SupervisedOriginal(net.model, epoch)
 
 
 @contextlib.contextmanager

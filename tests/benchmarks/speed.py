@@ -1,6 +1,6 @@
 """Speed of training and inference at the original's multiome setting, as ratios in one run.
 
-python tests/benchmarks/speed.py [--original CHECKOUT] [--threads 2] [--repeats 5]
+python tests/benchmarks/speed.py [--original CHECKOUT] [--threads 2] [--repeats 5] [--bf16]
 
 4,096 cells, 13,634 binary features of which 4.5 % are 1 and 4,000 continuous ones, the network of
 the preset "original_multiome". An epoch is one pass of prediction (discriminators, reconstruction,
@@ -19,12 +19,12 @@ import multiprocessing
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from time import perf_counter
 
 import numpy as np
 import pandas as pd
 import torch
-from _original import ORIGINAL, original_epochs
+from _measure import peak_above, seconds
+from _original import ORIGINAL, supervised_original
 from _plain_loop import PlainLoop
 from anndata import AnnData
 from mudata import MuData
@@ -38,6 +38,7 @@ from unitednet_mu._model import Model
 from unitednet_mu._network import ModalityShape, UnitedNetwork
 from unitednet_mu._phase import Phase, Plan
 from unitednet_mu._presets import settings
+from unitednet_mu._ranks import Ranks, share_statistics
 from unitednet_mu._setup import set_statistics
 from unitednet_mu._steps import Steps
 from unitednet_mu._tasks import Tasks
@@ -97,21 +98,25 @@ def opened(size: Size) -> tuple[Dataset, ModelInfo, UnitedNetwork]:
     return data, info, network
 
 
-def our_epoch(data: Dataset, network: UnitedNetwork, config: TrainingConfig) -> Epoch:
-    """An epoch of this package's engine."""
-    network.train()
-    tasks = Tasks(network, config, torch.ones(N_GROUPS))
-    phase = Phase(network, config, Plan("train", 1, identify=True), 10**5, judged=False)
+def our_epoch(
+    data: Dataset, network: UnitedNetwork, config: TrainingConfig, ranks: Ranks | None = None
+) -> Epoch:
+    """An epoch of this package's engine, of several processes if there are."""
+    ranks = ranks or Ranks()
+    share_statistics(network.train(), ranks)
+    tasks = Tasks(network, config, torch.ones(N_GROUPS), ranks)
+    plan = Plan("train", 1, identify=True)
+    phase = Phase(network, config, plan, 10**5, judged=False, ranks=ranks)
     steps = Steps(tasks, phase.optimisers, phase.averaged)
     size = config.batch_size or len(data)
 
     def epoch() -> None:
         order = np.random.default_rng(0).permutation(len(data))
-        for _, batch in data.batches_of(order, size, tasks.device):
+        for _, batch in data.batches_of(order, size, tasks.device, ranks):
             list(steps.oppose(batch))
             list(steps.take(batch, label_free=True, identification=False))
         for _ in range(IDENTIFICATIONS):
-            for _, batch in data.batches_of(order, size, tasks.device):
+            for _, batch in data.batches_of(order, size, tasks.device, ranks):
                 list(steps.take(batch, label_free=False, identification=True))
 
     return epoch
@@ -173,32 +178,13 @@ def epochs_of(name: str, size: Size, checkout: Path | None) -> Epoch:
         raise ValueError(f"{name}: expected --original, found none.")
     arrays = [x.numpy() for x in dense(data)]
     arrays[1] = network.standardisers[1](torch.from_numpy(arrays[1])).numpy()
-    return original_epochs(checkout, arrays, data.labels, size.batch)
-
-
-def seconds(function: Callable[[], object]) -> float:
-    """Time that a call takes."""
-    start = perf_counter()
-    function()
-    return perf_counter() - start
+    return supervised_original(checkout, arrays, data.labels, size.batch).epoch
 
 
 def peak_memory(name: str, size: Size, checkout: Path | None, threads: int) -> float:
     """Largest resident size of an epoch above that before it, MiB; NaN where it cannot be read."""
     torch.set_num_threads(threads)
-    epoch = epochs_of(name, size, checkout)
-    status, forget = Path("/proc/self/status"), Path("/proc/self/clear_refs")
-    if not forget.exists():
-        return float("nan")
-    forget.write_text("5")  # the peak begins anew
-    before = _resident(status, "VmRSS")
-    epoch()
-    return (_resident(status, "VmHWM") - before) / 1024
-
-
-def _resident(status: Path, field: str) -> float:
-    line = next(one for one in status.read_text().splitlines() if one.startswith(field))
-    return float(line.split()[1])
+    return peak_above(epochs_of(name, size, checkout))
 
 
 def inference(size: Size) -> pd.DataFrame:
@@ -228,6 +214,8 @@ def main(arguments: Sequence[str] | None = None) -> pd.DataFrame:
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(threads)
+        if chosen.bf16:
+            torch.set_float32_matmul_precision("medium")
         table = _measured(names, size, chosen.original, chosen.repeats)
         fresh = multiprocessing.get_context("spawn")
         if chosen.memory:
@@ -240,6 +228,7 @@ def main(arguments: Sequence[str] | None = None) -> pd.DataFrame:
         print(inference(size).round(0).to_string())
     finally:
         torch.set_num_threads(before)
+        torch.set_float32_matmul_precision("highest")
     return table
 
 
@@ -283,6 +272,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--repeats", type=int, default=5, help="epochs of each method")
     parser.add_argument("--threads", type=int, help="by default as many as torch takes")
     parser.add_argument("--original", type=Path, help="checkout of the original UnitedNet")
+    parser.add_argument("--bf16", action="store_true", help="fit's precision, for all methods")
     parser.add_argument("--no-memory", dest="memory", action="store_false")
     return parser
 

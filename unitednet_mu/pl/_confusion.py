@@ -14,10 +14,11 @@ from .._keys import DEFAULT_STEM, UNKNOWN, Keys
 from .._validate import check_mudata
 from ..get._slots import command
 from ._columns import text_column
-from ._style import LABEL, SEQUENTIAL, TICK, TITLE, name_ticks, one_axes
+from ._style import LABEL, SEQUENTIAL, TICK, TITLE, finish, name_ticks, one_axes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 #: Matrices up to this many rows and columns get a number in every cell.
 NUMBERED = 20
@@ -32,7 +33,9 @@ def confusion(
     match: bool | None = None,
     key_added: str = DEFAULT_STEM,
     ax: Axes | None = None,
-) -> Axes:
+    show: bool | None = None,
+    return_fig: bool = False,
+) -> Axes | Figure | None:
     """Confusion matrix of true groups (rows) and predicted ones (columns).
 
     Cells without a true or predicted group are left out. The title gives accuracy, balanced
@@ -57,11 +60,15 @@ def confusion(
         The stem that the results were stored under.
     ax
         Axes to draw in; new ones by default.
+    show
+        Whether to show the figure now, and return None; by default it is not shown.
+    return_fig
+        Whether to return the figure in place of axes.
 
     Returns
     -------
     matplotlib.axes.Axes
-        The axes with the matrix.
+        The axes with the matrix. The figure with `return_fig`, None with `show`.
 
     Raises
     ------
@@ -91,7 +98,7 @@ def confusion(
     ax.set_ylabel(f"true ({groupby})", fontsize=LABEL)
     ax.set_xlabel(f"predicted ({column})", fontsize=LABEL)
     ax.set_title(_accuracy(counts, agree, matched=matched), fontsize=TITLE)
-    return ax
+    return finish(ax, show=show, return_fig=return_fig)
 
 
 def _predicted_column(mdata: MuData, key_added: str) -> str:

@@ -14,10 +14,21 @@ from ..get._cross_relevance import read_cross_relevance, source_names
 from ..get._slots import check_n_top, choose
 from ._chord import draw_chords
 from ._matrix import add_colour_scale, draw_cells
-from ._style import LABEL, TITLE, check_option, literal, name_ticks, panels, room, symmetric_limit
+from ._style import (
+    LABEL,
+    TITLE,
+    check_option,
+    finish,
+    literal,
+    name_ticks,
+    panels,
+    room,
+    symmetric_limit,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 
 def cross_relevance(
@@ -30,7 +41,9 @@ def cross_relevance(
     kind: Literal["heatmap", "chord"] = "heatmap",
     key_added: str = DEFAULT_STEM,
     ax: Axes | None = None,
-) -> list[Axes]:
+    show: bool | None = None,
+    return_fig: bool = False,
+) -> list[Axes] | Figure | None:
     """Heat map or chord diagram of the strongest cross-modal relations, one panel a group.
 
     Heat map: the strongest `n_top` pairs of a group name its rows (features of the source) and
@@ -57,11 +70,15 @@ def cross_relevance(
         The stem that the results were stored under.
     ax
         Axes to draw in, where one group is drawn; new ones by default. Polar for chords.
+    show
+        Whether to show the figure now, and return None; by default it is not shown.
+    return_fig
+        Whether to return the figure in place of axes.
 
     Returns
     -------
     list of matplotlib.axes.Axes
-        One a group.
+        One a group. The figure with `return_fig`, None with `show`.
 
     Raises
     ------
@@ -90,9 +107,11 @@ def cross_relevance(
     names = " + ".join(source_names(source)), target
     if kind == "chord":
         strongest = [get_cross_relevance(mdata, group=g, n_top=n_top, **which) for g in groups]
-        return draw_chords(groups, strongest, names, ax)
-    tables = [_square(get_cross_relevance(mdata, group=name, **which), n_top) for name in groups]
-    return _draw(groups, tables, names, ax)
+        axes = draw_chords(groups, strongest, names, ax)
+    else:
+        pairs = [get_cross_relevance(mdata, group=name, **which) for name in groups]
+        axes = _draw(groups, [_square(table, n_top) for table in pairs], names, ax)
+    return finish(axes, show=show, return_fig=return_fig)
 
 
 def _square(pairs: pd.DataFrame, n_top: int) -> pd.DataFrame:

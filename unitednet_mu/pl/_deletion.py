@@ -9,10 +9,11 @@ import pandas as pd
 
 from .._deletion import NAMED, RANDOM, VARIABLE
 from ..get._slots import choose
-from ._style import CATEGORIES, LABEL, TICK, TITLE, literal, panels
+from ._style import CATEGORIES, LABEL, TICK, TITLE, finish, literal, panels
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 #: Name in the legend, colour, line and marker of each set of features.
 _SETS = {
@@ -31,7 +32,9 @@ def deletion(
     group: str | Sequence[str] | None = None,
     target_feature: str | Sequence[str] | None = None,
     ax: Axes | None = None,
-) -> list[Axes]:
+    show: bool | None = None,
+    return_fig: bool = False,
+) -> list[Axes] | Figure | None:
     """Held-out score against the number of features kept, one panel a group or target feature.
 
     Lines are means over repeats, shades the 5 % to 95 % quantiles. A filled marker on the line of
@@ -47,11 +50,16 @@ def deletion(
         Of cross-modal relevance: the target feature or features to draw; all by default.
     ax
         Axes to draw in, where one panel is drawn; new ones by default.
+    show
+        Whether to show the figure now, and return None; by default it is not shown.
+    return_fig
+        Whether to return the figure in place of axes.
 
     Returns
     -------
     list of matplotlib.axes.Axes
-        One a group; of cross-modal relevance one a group and target feature.
+        One a group; of cross-modal relevance one a group and target feature. The figure
+        with `return_fig`, None with `show`.
 
     Raises
     ------
@@ -116,7 +124,7 @@ def deletion(
         )
     else:
         ax.legend(handles, labels, fontsize=LABEL, frameon=False)
-    return axes
+    return finish(axes, show=show, return_fig=return_fig)
 
 
 def _names(table: pd.DataFrame, column: str) -> list[str]:

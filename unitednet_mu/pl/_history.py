@@ -14,7 +14,7 @@ from mudata import MuData
 from .._keys import DEFAULT_STEM
 from ..get import history as get_history
 from ..get._slots import choose
-from ._style import CATEGORIES, LABEL, TICK, TITLE, new_figure
+from ._style import CATEGORIES, LABEL, TICK, TITLE, finish, panels
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -42,7 +42,10 @@ def history(
     *,
     terms: str | Sequence[str] | None = None,
     key_added: str = DEFAULT_STEM,
-) -> list[Axes]:
+    ax: Axes | None = None,
+    show: bool | None = None,
+    return_fig: bool = False,
+) -> list[Axes] | Figure | None:
     """Losses over the epochs of training, one panel a term; phases of training are shaded.
 
     Parameters
@@ -53,18 +56,24 @@ def history(
         The loss terms to draw, such as ``"reconstruction"``; all that were on by default.
     key_added
         The stem that the results were stored under.
+    ax
+        Axes to draw in, where one term is drawn; new ones by default.
+    show
+        Whether to show the figure now, and return None; by default it is not shown.
+    return_fig
+        Whether to return the figure in place of axes.
 
     Returns
     -------
     list of matplotlib.axes.Axes
-        One a term.
+        One a term. The figure with `return_fig`, None with `show`.
 
     Raises
     ------
     TypeError
         `mdata` is not a MuData.
     ValueError
-        No history is stored, or a term is unknown.
+        No history is stored, a term is unknown, or `ax` is given for several terms.
 
     Examples
     --------
@@ -78,13 +87,17 @@ def history(
     table = get_history(mdata, key_added=key_added)
     chosen = choose(_terms(table), terms, "terms")
     width = 3.2 if len(chosen) == 1 else 2.5
-    figure, axes = new_figure(len(chosen), panel=(width, 1.8), n_columns=4)
+    figure, axes = panels(len(chosen), ax, panel=(width, 1.8), n_columns=4, narrow="terms=")
     epochs = _epochs(table)
-    for ax, term in zip(axes, chosen, strict=True):
-        _shade_phases(ax, epochs, table)
-        _draw_term(ax, epochs, table, term)
-    _add_legend(figure, table)
-    return axes
+    for axis, term in zip(axes, chosen, strict=True):
+        _shade_phases(axis, epochs, table)
+        _draw_term(axis, epochs, table, term)
+    handles = _legend(table)
+    if ax is None:
+        _legend_above(figure, handles)
+    else:
+        ax.legend(handles=handles, fontsize=TICK, frameon=False)
+    return finish(axes, show=show, return_fig=return_fig)
 
 
 def _terms(table: pd.DataFrame) -> list[str]:
@@ -132,7 +145,8 @@ def _shade_phases(ax: Axes, epochs: np.ndarray[Any, Any], table: pd.DataFrame) -
         ax.axvspan(edges[start], edges[end], color=colour, linewidth=0, zorder=0)
 
 
-def _add_legend(figure: Figure, table: pd.DataFrame) -> None:
+def _legend(table: pd.DataFrame) -> list[Any]:
+    """Return what the curves and, where there are several, the phases look like."""
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
 
@@ -143,6 +157,10 @@ def _add_legend(figure: Figure, table: pd.DataFrame) -> None:
             Patch(facecolor=PHASES.get(phase, OTHER_PHASE), edgecolor="#999999", label=phase)
             for phase in phases
         ]
+    return handles
+
+
+def _legend_above(figure: Figure, handles: list[Any]) -> None:
     width, height = figure.get_size_inches()
     n_columns = min(len(handles), max(2, int(width / 1.15)))
     figure.set_size_inches(width, height + LEGEND_ROW * math.ceil(len(handles) / n_columns))

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 #: Area in square points of the largest dot; the smallest drawn is a speck.
 LARGEST_DOT = 90.0
 SMALLEST_DOT = 1.5
+#: Inches between a colour scale and what is beside it.
+LEAST_GAP = 0.12
 
 
 def draw_cells(ax: Axes, signed: NDArray[Any], limit: float) -> ScalarMappable:
@@ -86,7 +88,8 @@ def dot_area(absolute: Any, largest: float) -> NDArray[Any]:
 def add_colour_scale(
     figure: Figure, axes: Sequence[Axes], drawn: ScalarMappable, label: str, pad: float = 0.02
 ) -> None:
-    """Add one colour scale for all axes, `pad` of their width beside them."""
+    """Add one colour scale for all axes, `pad` of their width beside them, or `LEAST_GAP`."""
+    pad = max(pad, LEAST_GAP * figure.dpi / figure.bbox.width)
     scale = figure.colorbar(drawn, ax=list(axes), shrink=0.6, aspect=25, pad=pad)
     scale.set_label(label, fontsize=LABEL)
     scale.ax.tick_params(labelsize=TICK)

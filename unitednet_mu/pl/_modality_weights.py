@@ -11,7 +11,16 @@ from .._keys import DEFAULT_STEM
 from ..get import modality_effects
 from ..get import modality_weights as get_modality_weights
 from ._matrix import add_colour_scale, draw_cells
-from ._style import LABEL, TICK, check_option, default_colours, literals, name_ticks, one_axes
+from ._style import (
+    LABEL,
+    TICK,
+    check_option,
+    default_colours,
+    finish,
+    literals,
+    name_ticks,
+    one_axes,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -27,7 +36,9 @@ def modality_weights(
     kind: Literal["weights", "effects"] = "weights",
     key_added: str = DEFAULT_STEM,
     ax: Axes | None = None,
-) -> Axes:
+    show: bool | None = None,
+    return_fig: bool = False,
+) -> Axes | Figure | None:
     """Bars of the learned weight of every modality, or what leaving one out does to each group.
 
     A modality may weigh much and yet decide nothing, as another one tells the same: look at both.
@@ -44,11 +55,15 @@ def modality_weights(
         The stem that the results were stored under.
     ax
         Axes to draw in; new ones by default.
+    show
+        Whether to show the figure now, and return None; by default it is not shown.
+    return_fig
+        Whether to return the figure in place of axes.
 
     Returns
     -------
     matplotlib.axes.Axes
-        The axes with the bars, or the matrix.
+        The axes with the bars, or the matrix. The figure with `return_fig`, None with `show`.
 
     Raises
     ------
@@ -67,7 +82,14 @@ def modality_weights(
     """
     check_option("kind", kind, ("weights", "effects"))
     if kind == "effects":
-        return _draw_effects(mdata, key_added, ax)
+        ax = _draw_effects(mdata, key_added, ax)
+    else:
+        ax = _draw_weights(mdata, key_added, ax)
+    return finish(ax, show=show, return_fig=return_fig)
+
+
+def _draw_weights(mdata: MuData, key_added: str, ax: Axes | None) -> Axes:
+    """Draw bars, and a line at equal shares."""
     weights = get_modality_weights(mdata, key_added=key_added)["weight"]
     names = literals([str(name) for name in weights.index])
     ax = one_axes(ax, size=(3.4, 0.6 + 0.32 * len(names)))

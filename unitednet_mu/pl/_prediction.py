@@ -24,13 +24,16 @@ from ._style import (
     MISSING,
     TICK,
     category_colours,
+    finish,
     literal,
     literals,
-    new_figure,
+    panels,
 )
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
 
 
 N_COLUMNS = 3
@@ -48,7 +51,10 @@ def prediction(
     groupby: str | None = None,
     n_top: int = 6,
     key_added: str = DEFAULT_STEM,
-) -> list[Axes]:
+    ax: Axes | None = None,
+    show: bool | None = None,
+    return_fig: bool = False,
+) -> list[Axes] | Figure | None:
     """Scatter of predicted against measured values, one panel a feature, with Pearson's r.
 
     Cells that have both are drawn, matched by name; whether the model saw them in training is for
@@ -80,11 +86,17 @@ def prediction(
         Number of features to draw where `features` does not say.
     key_added
         The stem that the results were stored under.
+    ax
+        Axes to draw in, where one feature is drawn; new ones by default.
+    show
+        Whether to show the figure now, and return None; by default it is not shown.
+    return_fig
+        Whether to return the figure in place of axes.
 
     Returns
     -------
     list of matplotlib.axes.Axes
-        One a feature.
+        One a feature. The figure with `return_fig`, None with `show`.
 
     Raises
     ------
@@ -92,7 +104,7 @@ def prediction(
         `mdata` is not a MuData.
     ValueError
         There is no such prediction, nothing measured to compare with, a feature, layer or column is
-        unknown, or no cell has both.
+        unknown, no cell has both, or `ax` is given for several features.
 
     Examples
     --------
@@ -113,21 +125,31 @@ def prediction(
     colours = (
         {} if groups is None else category_colours(mdata, str(groupby), list(groups.cat.categories))
     )
-    figure, axes = new_figure(
-        len(chosen), panel=(2.0, 2.25), n_columns=N_COLUMNS, layout="compressed"
+    figure, axes = panels(
+        len(chosen),
+        ax,
+        panel=(2.0, 2.25),
+        n_columns=N_COLUMNS,
+        narrow="features=",
+        layout="compressed",
     )
     bounds = intervals(predicted) if layer is None else {}
-    for ax, feature in zip(axes, chosen, strict=True):
-        _draw(ax, feature, x[feature].to_numpy(), y[feature].to_numpy(), groups, colours)
+    for axis, feature in zip(axes, chosen, strict=True):
+        _draw(axis, feature, x[feature].to_numpy(), y[feature].to_numpy(), groups, colours)
         for error in bounds.get(feature, ()):  # measured = predicted + error
-            ax.axline((0, -error), slope=1, color=_GUIDE, linestyle=":", linewidth=0.8, zorder=0)
-    for ax in axes[-N_COLUMNS:]:
-        ax.set_xlabel("measured", fontsize=LABEL)
-    for ax in axes[::N_COLUMNS]:
-        ax.set_ylabel(f"predicted from {' + '.join(source_names(source))}", fontsize=LABEL)
+            axis.axline((0, -error), slope=1, color=_GUIDE, linestyle=":", linewidth=0.8, zorder=0)
+    for axis in axes[-N_COLUMNS:]:
+        axis.set_xlabel("measured", fontsize=LABEL)
+    for axis in axes[::N_COLUMNS]:
+        axis.set_ylabel(f"predicted from {' + '.join(source_names(source))}", fontsize=LABEL)
     if groups is not None:
-        _add_legend(figure, groups, colours)
-    return axes
+        handles = _legend(groups, colours)
+        if ax is None:
+            _legend_beside(figure, handles)
+        else:
+            place: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (1, 1)}
+            ax.legend(handles=handles, fontsize=TICK, frameon=False, **place)
+    return finish(axes, show=show, return_fig=return_fig)
 
 
 def _draw(
@@ -186,18 +208,21 @@ def _r_text(overall: float, within: float | None) -> str:
     return ", ".join(texts_)
 
 
-def _add_legend(figure: Any, groups: pd.Series, colours: dict[str, str]) -> None:
+def _legend(groups: pd.Series, colours: dict[str, str]) -> list[Line2D]:
     from matplotlib.lines import Line2D
 
     shown = [name for name in groups.cat.categories if (groups == name).any()]
     look: dict[str, Any] = {"linestyle": "", "marker": "o", "markersize": 5}
-    handles = [
+    return [
         Line2D([], [], color=colours[name], label=label, **look)
         for name, label in zip(shown, literals(shown), strict=True)
     ]
+
+
+def _legend_beside(figure: Figure, handles: list[Line2D]) -> None:
     width, height = figure.get_size_inches()
-    n_columns = math.ceil(len(shown) * 0.17 / height)
-    widest = max(map(len, literals(shown)), default=0)
+    n_columns = math.ceil(len(handles) * 0.17 / height)
+    widest = max((len(str(handle.get_label())) for handle in handles), default=0)
     figure.set_size_inches(width + n_columns * (0.4 + 0.06 * widest), height)
     place: dict[str, Any] = {"loc": "outside right center", "ncols": n_columns}
     figure.legend(handles=handles, fontsize=TICK, frameon=False, **place)

@@ -13,10 +13,11 @@ from .._keys import DEFAULT_STEM
 from ..get._relevance import ModalityRelevance, read_relevance
 from ..get._slots import check_n_top, choose
 from ._matrix import above_title, add_colour_scale, add_dot_scale, draw_cells, draw_dots
-from ._style import TITLE, check_option, literal, name_ticks, panels, room, symmetric_limit
+from ._style import TITLE, check_option, finish, literal, name_ticks, panels, room, symmetric_limit
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 
 #: Width in inches that the legend of dot sizes needs.
@@ -32,7 +33,9 @@ def relevance(
     kind: Literal["dot", "heatmap"] = "dot",
     key_added: str = DEFAULT_STEM,
     ax: Axes | None = None,
-) -> list[Axes]:
+    show: bool | None = None,
+    return_fig: bool = False,
+) -> list[Axes] | Figure | None:
     """Relevance of the strongest features of every group, one panel a modality.
 
     Rows are features, columns are groups. Every feature stands once, with the first group that it
@@ -57,11 +60,15 @@ def relevance(
         The stem that the results were stored under.
     ax
         Axes to draw in, where one modality is drawn; new ones by default.
+    show
+        Whether to show the figure now, and return None; by default it is not shown.
+    return_fig
+        Whether to return the figure in place of axes.
 
     Returns
     -------
     list of matplotlib.axes.Axes
-        One a modality.
+        One a modality. The figure with `return_fig`, None with `show`.
 
     Raises
     ------
@@ -88,7 +95,7 @@ def relevance(
     modalities = choose(list(found.modalities), modality, "modality")
     columns = [found.groups.index(name) for name in names]
     tops = [_Top(found.modalities[mod], columns, n_top) for mod in modalities]
-    return _draw(modalities, names, tops, kind, ax)
+    return finish(_draw(modalities, names, tops, kind, ax), show=show, return_fig=return_fig)
 
 
 class _Top:

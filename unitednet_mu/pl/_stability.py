@@ -15,11 +15,12 @@ from ..get import relevance as get_relevance
 from ..get._cross_relevance import stored_pair
 from ..get._slots import check_n_top, choose, command, stored, texts
 from ._matrix import add_colour_scale
-from ._style import LABEL, SEQUENTIAL, TICK, TITLE, literal, literals, panels
+from ._style import LABEL, SEQUENTIAL, TICK, TITLE, finish, literal, literals, panels
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.cm import ScalarMappable
+    from matplotlib.figure import Figure
 
 N_COLUMNS = 4
 #: Area in square points of a dot.
@@ -39,7 +40,9 @@ def stability(
     n_top: int = 15,
     key_added: str = DEFAULT_STEM,
     ax: Axes | None = None,
-) -> list[Axes]:
+    show: bool | None = None,
+    return_fig: bool = False,
+) -> list[Axes] | Figure | None:
     """Relevance of every group's strongest features with its spread over models, one panel a group.
 
     Rows are the features, or with `source` and `target` the pairs of features, with the largest
@@ -64,11 +67,15 @@ def stability(
         The stem that the results were stored under.
     ax
         Axes to draw in, where one group is drawn; new ones by default.
+    show
+        Whether to show the figure now, and return None; by default it is not shown.
+    return_fig
+        Whether to return the figure in place of axes.
 
     Returns
     -------
     list of matplotlib.axes.Axes
-        One a group.
+        One a group. The figure with `return_fig`, None with `show`.
 
     Raises
     ------
@@ -132,7 +139,7 @@ def stability(
     for axis in axes[-N_COLUMNS:]:
         axis.set_xlabel(f"mean relevance ± sd, {int(params['n_models'])} models", fontsize=LABEL)
     add_colour_scale(figure, axes, drawn, f"frequency in the top {int(params['n_top_stable'])}")
-    return axes
+    return finish(axes, show=show, return_fig=return_fig)
 
 
 def _labels(table: pd.DataFrame, *, several: bool) -> list[str]:

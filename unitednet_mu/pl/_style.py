@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
 import numpy as np
 from mudata import MuData
@@ -12,6 +12,9 @@ from mudata import MuData
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+#: One axes, or the axes of several panels.
+Drawn = TypeVar("Drawn", "Axes", "list[Axes]")
 
 #: Okabe and Ito's colours, safe with the common colour blindnesses; yellow is weak on white.
 CATEGORIES = (
@@ -73,6 +76,7 @@ def panels(
     panel: tuple[float, float],
     n_columns: int,
     narrow: str,
+    layout: Literal["constrained", "compressed"] = "constrained",
     projection: str | None = None,
 ) -> tuple[Figure, list[Axes]]:
     """Return a figure and one axes a panel: new ones, or `ax` where one panel is drawn.
@@ -83,13 +87,37 @@ def panels(
         `ax` is given for several panels; `narrow` names the arguments that choose one.
     """
     if ax is None:
-        return new_figure(n_panels, panel=panel, n_columns=n_columns, projection=projection)
+        return new_figure(
+            n_panels, panel=panel, n_columns=n_columns, layout=layout, projection=projection
+        )
     if n_panels != 1:
         raise ValueError(
             f"ax: expected None for {n_panels} panels, found {type(ax).__name__}; "
             f"choose one panel with {narrow}."
         )
     return cast("Figure", ax.figure), [ax]
+
+
+def finish(drawn: Drawn, *, show: bool | None, return_fig: bool) -> Drawn | Figure | None:
+    """Return what a plot returns, the way scanpy's plots do: axes, their figure, or None if shown.
+
+    Parameters
+    ----------
+    drawn
+        The axes, or a list of them, all in one figure.
+    show
+        Whether to show the figure, as pyplot shows it.
+    return_fig
+        Whether to return the figure.
+    """
+    if show:
+        import matplotlib.pyplot as plt
+
+        plt.show()
+    if return_fig:
+        one = drawn[0] if isinstance(drawn, list) else drawn
+        return one.get_figure(root=True)
+    return None if show else drawn
 
 
 def literal(name: str, width: int = 32) -> str:
@@ -144,9 +172,17 @@ def check_option(name: str, found: str, options: Sequence[str]) -> None:
 
 
 def category_colours(mdata: MuData, column: str, categories: Sequence[str]) -> dict[str, str]:
-    """Return a colour for every category: from ``.uns["<column>_colors"]``, or a default."""
-    for holder in (mdata, *mdata.mod.values()):
-        colours = holder.uns.get(f"{column}_colors")
+    """Return a colour for every category: from ``.uns["<column>_colors"]``, or a default.
+
+    The MuData's own come first, then each modality's; a column that the MuData has from a modality
+    (``"rna:leiden"``) has its colours there, without the prefix.
+    """
+    places = [(mdata, column), *((adata, column) for adata in mdata.mod.values())]
+    modality, _, plain = column.partition(":")
+    if modality in mdata.mod:
+        places.append((mdata.mod[modality], plain))
+    for holder, name in places:
+        colours = holder.uns.get(f"{name}_colors")
         if colours is not None and not isinstance(colours, str) and len(colours) >= len(categories):
             return dict(zip(categories, map(str, colours), strict=False))
     return dict(zip(categories, default_colours(len(categories)), strict=True))

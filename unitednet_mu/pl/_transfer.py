@@ -12,17 +12,25 @@ from numpy.typing import NDArray
 from .._keys import DEFAULT_STEM, UNKNOWN, Keys
 from ..get import probabilities
 from ..get._slots import command
-from ._style import LABEL, NAMED, TICK, UNKNOWN_COLOUR, literals, one_axes
+from ._style import LABEL, NAMED, TICK, UNKNOWN_COLOUR, finish, literals, one_axes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 BINS = np.linspace(0, 1, 26)
 #: Height of a row's highest bar, where rows are 1 apart.
 ROW_HEIGHT = 0.8
 
 
-def transfer(query: MuData, *, key_added: str = DEFAULT_STEM, ax: Axes | None = None) -> Axes:
+def transfer(
+    query: MuData,
+    *,
+    key_added: str = DEFAULT_STEM,
+    ax: Axes | None = None,
+    show: bool | None = None,
+    return_fig: bool = False,
+) -> Axes | Figure | None:
     """Histograms of the confidence of transferred labels, one row a label.
 
     A cell stands in the row of its most probable label, also if that was too uncertain and the cell
@@ -37,11 +45,15 @@ def transfer(query: MuData, *, key_added: str = DEFAULT_STEM, ax: Axes | None = 
         The stem that the results were stored under.
     ax
         Axes to draw in; new ones by default.
+    show
+        Whether to show the figure now, and return None; by default it is not shown.
+    return_fig
+        Whether to return the figure in place of axes.
 
     Returns
     -------
     matplotlib.axes.Axes
-        The axes with the histograms.
+        The axes with the histograms. The figure with `return_fig`, None with `show`.
 
     Raises
     ------
@@ -70,8 +82,8 @@ def transfer(query: MuData, *, key_added: str = DEFAULT_STEM, ax: Axes | None = 
         _draw_row(ax, row, confidence[known][best == row], unknown[known][best == row])
         for row in range(len(labels))
     ]
-    _finish(ax, labels, notes)
-    return ax
+    _label(ax, labels, notes)
+    return finish(ax, show=show, return_fig=return_fig)
 
 
 def _confidence(query: MuData, key_added: str) -> tuple[NDArray[Any], NDArray[np.bool_]]:
@@ -100,7 +112,7 @@ def _draw_row(ax: Axes, row: int, confidence: NDArray[Any], unknown: NDArray[np.
     return f"{len(confidence):,} cells, {unknown.mean():.0%} unknown"
 
 
-def _finish(ax: Axes, labels: list[str], notes: list[str]) -> None:
+def _label(ax: Axes, labels: list[str], notes: list[str]) -> None:
     from matplotlib.patches import Patch
 
     ax.set_yticks(np.arange(len(labels)) - 0.25, literals(labels), fontsize=TICK)

@@ -11,8 +11,7 @@ from mudata import MuData
 from scipy import sparse
 
 from .._compat import add_modality, copied, is_sparse, make_real, quiet_update, undo_on_error
-from .._stored import is_on_disk
-from .._validate import check_modalities, check_mudata, unknown_name
+from .._validate import check_in_memory, check_modalities, check_mudata, unknown_name
 
 COUNTS = "counts"
 _PART = 1_000_000  # values looked at in one go
@@ -22,12 +21,7 @@ def start(mdata: object, mod: str, copy: bool) -> MuData:
     """Check `mdata` and the modality's name; return the object to change, or a copy of it."""
     checked = check_mudata(mdata)
     check_modalities(checked, [mod])
-    if is_on_disk(checked):
-        found = f"backed by {str(checked.filename)!r}" if checked.isbacked else "on disk"
-        raise ValueError(
-            f"mdata: expected data in memory, found it {found}, where it would change. Read it "
-            "whole: mudata.read_h5mu(path), or mudata.read_zarr(path)."
-        )
+    check_in_memory(checked)
     return copied(checked) if copy else checked
 
 

@@ -18,6 +18,7 @@ from .._data import Dataset, ModalitySpec, describe_modality, open_dataset
 from .._fit import describe_start, train_new, train_on
 from .._keys import DEFAULT_STEM, check_key_added
 from .._model import Model, ModelInfo
+from .._process import products_in
 from .._session import session
 from .._validate import (
     check_modalities,
@@ -26,6 +27,7 @@ from .._validate import (
     per_modality,
 )
 from ._common import resolve_device
+from ._launch import join_processes
 from ._levels import with_batches, with_labels
 
 logger = logging.getLogger(__name__)
@@ -51,6 +53,10 @@ def fit(
     training: TrainingConfig | Mapping[str, Any] | None = None,
     random_state: int = 0,
     device: str = _AUTO,
+    devices: int | Literal["auto"] = 1,
+    num_nodes: int = 1,
+    strategy: Any = _AUTO,
+    precision: Literal["32", "bf16"] = "32",
     progress: bool = True,
     checkpoint_dir: str | os.PathLike[str] | None = None,
     checkpoint_every: int = 1,
@@ -105,6 +111,18 @@ def fit(
         Seed; the same seed gives the same numbers on the same machine and number of threads.
     device
         ``"auto"``, ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ...
+    devices, num_nodes
+        Processes that train together, one a device: how many on each machine, and how many
+        machines. ``"auto"``: all GPUs, or as many as ``torchrun`` has started. For scripts; see
+        Notes.
+    strategy
+        How Lightning Fabric starts the processes and which way they talk: ``"auto"`` and ``"ddp"``
+        start them by running the script again, unless ``torchrun`` or SLURM has; or an object such
+        as ``DDPStrategy(process_group_backend="gloo")``.
+    precision
+        ``"bf16"`` lets torch multiply float32 matrices in fewer bits (bfloat16, TF32) where the
+        machine has instructions for it; weights and sums stay float32. What that gains depends on
+        the machine, and numbers then do too.
     progress
         Whether to show a progress bar.
     checkpoint_dir
@@ -143,8 +161,11 @@ def fit(
     ------
     TypeError
         `mdata` is not a MuData, or settings are of the wrong type.
+    ImportError
+        Several processes without Lightning Fabric (``pip install 'unitednet_mu[distributed]'``).
     ValueError
-        Both `labels_key` and `n_groups`; data that are not of the kind that `preset` names; an
+        Both `labels_key` and `n_groups`; several processes in a notebook, or more than there are
+        GPUs; data that are not of the kind that `preset` names; an
         unknown modality, column, layer or setting; one class only or all labels missing; a column
         of measurements or identifiers; NaN or infinite values; too few cells; a `checkpoint_dir`
         that cannot be used, is in use, or holds checkpoints that `resume` does not ask for, that
@@ -186,6 +207,12 @@ def fit(
     losses or weights become infinite or NaN, if that model's loss is below the one that training
     began with. Where the second training, on all cells, ends early, the first one's model is kept.
 
+    With several processes ``batch_size`` is that of all of them together, rounded up to a multiple
+    of their number, and what is learned does not depend on how many share it: without dropout the
+    gradients are those of one process. Every process runs the whole script and has the result in
+    its own `mdata`; the first one writes checkpoints and shows progress, and it alone should write
+    files of the script's (``torch.distributed.get_rank() == 0``).
+
     Examples
     --------
     >>> import unitednet_mu as un
@@ -198,6 +225,8 @@ def fit(
     keys = check_key_added(mdata, key_added)
     _check_choice(labels_key, n_groups, model, reset_head)
     _check_checkpoints(checkpoint_dir, checkpoint_every, resume)
+    if precision not in ("32", "bf16"):
+        raise ValueError(f"precision: expected '32' or 'bf16', found {precision!r}.")
     seed = check_random_state(random_state)
     on = resolve_device(device)
     shape, settings = _presets.settings(preset, network, training)
@@ -219,14 +248,19 @@ def fit(
             "number, or leave start at 'leiden'."
         )
     _check_size(data, len(info.groups) or number or 1)
+    ranks, on = join_processes(on, devices, num_nodes, strategy)
     if model is not None:
         model.network.to(on)
 
     def described() -> dict[str, Any]:
-        start = describe_start(model, reset_head)
-        return fingerprint_of(data, info, on, n_groups=number, **start)
+        start = describe_start(model, reset_head) | {"precision": precision}
+        return fingerprint_of(data, info, on, n_groups=number, processes=ranks.size, **start)
 
-    with session(checkpoint_dir, checkpoint_every, described, resume=resume) as now:
+    folder = checkpoint_dir, checkpoint_every
+    with (
+        products_in(precision),
+        session(*folder, described, resume=resume, ranks=ranks) as now,
+    ):
         if model is None:
             fitted = train_new(
                 data, info, n_groups=number, device=on, progress=progress, session=now
