@@ -564,13 +564,15 @@ def test_time_to_the_loss_of_a_poor_original(
     taken = time_to_loss.SupervisedOriginal(Nothing(), lambda: time.sleep(0.01))
     monkeypatch.setattr(time_to_loss, "supervised_original", lambda *_: taken)
     monkeypatch.setattr(time_to_loss, "TrainingConfig", partial(TrainingConfig, max_epochs=12))
-    table = time_to_loss.main([str(path), "--original", str(tmp_path), "--epochs", "2"])
-    row = table.loc[path.stem]
+    asked = [str(path), "--original", str(tmp_path), "--epochs", "2"]
+    row = time_to_loss.main([*asked, "--whole"]).loc[path.stem]
     assert row["best loss, unitednet_mu"] < row["best loss, original UnitedNet"]
     assert row["times as fast"] == pytest.approx(
         row["seconds to it, original UnitedNet"] / row["seconds to it, unitednet_mu"]
     )
     assert row["all seconds, unitednet_mu"] >= row["seconds to it, unitednet_mu"] > 0
+    brief = time_to_loss.main(asked).loc[path.stem]
+    assert brief["all seconds, unitednet_mu"] == brief["seconds to it, unitednet_mu"]
 
 
 def test_overlap(capsys: pytest.CaptureFixture[str]) -> None:
