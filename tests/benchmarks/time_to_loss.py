@@ -1,6 +1,7 @@
 """Wall time until held-out cells are predicted as well as the original ever does.
 
-python tests/benchmarks/time_to_loss.py DATA.h5mu ... --original CHECKOUT [--epochs 30] [--whole] [--memory]
+python tests/benchmarks/time_to_loss.py DATA.h5mu ... --original CHECKOUT
+[--epochs 30] [--whole] [--memory]
 
 A fifth of the cells is held out, of which at most 500 are predicted. The original is trained on the
 others, with labels, in its configuration for ATAC and RNA, for so many epochs; after each one the
