@@ -69,6 +69,7 @@ def test_no_group_swallows_those_that_it_runs_into(monkeypatch: pytest.MonkeyPat
 def test_agreement_of_halves() -> None:
     x, _ = blobs([40, 40, 40])
     assert _cluster._agreement_of_halves(x, 3, 0) == 1.0
+    assert _cluster._agreement_of_halves(x, 3, 2**32 - 1) == 1.0  # the largest seed there is
     noise = np.random.default_rng(0).standard_normal((120, 5))
     assert _cluster._agreement_of_halves(noise, 4, 0) < 0.6
     assert _cluster._agreement_of_halves(x[:7], 4, 0) == 0.0  # a half has fewer rows than groups

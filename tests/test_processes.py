@@ -162,6 +162,7 @@ def test_shared_statistics_keep_the_weights_and_can_be_undone() -> None:
         ({"devices": 1.5}, "devices: expected an integer"),
         ({"num_nodes": "auto"}, "num_nodes: expected an integer >= 1, found 'auto'"),
         ({"devices": 2, "device": "meta"}, "expected device 'cpu' or 'cuda'"),
+        ({"strategy": "fsdp"}, r"strategy: expected one of \['auto', 'ddp'\] .* found 'fsdp'"),
     ],
 )
 def test_what_cannot_be_had_is_refused(asked: dict[str, Any], message: str) -> None:

@@ -172,14 +172,12 @@ def _agreement_of_halves(x: np.ndarray, n_groups: int, seed: int) -> float:
     half = len(x) // 2
     rng = np.random.default_rng(seed)
     found = []
-    for number in range(_HALVINGS):
+    for _ in range(_HALVINGS):
         order = rng.permutation(len(x))
         halves = x[order[:half]], x[order[half:]]
         if any(len(np.unique(rows, axis=0)) < n_groups for rows in halves):
             return 0.0
-        fits = [
-            KMeans(n_groups, n_init=10, random_state=seed + number).fit(rows) for rows in halves
-        ]
+        fits = [KMeans(n_groups, n_init=10, random_state=seed).fit(rows) for rows in halves]
         found.append(adjusted_rand_score(*(fit.predict(x) for fit in fits)))
     return float(np.mean(found))
 

@@ -164,8 +164,8 @@ def fit(
     ImportError
         Several processes without Lightning Fabric (``pip install 'unitednet_mu[distributed]'``).
     ValueError
-        Both `labels_key` and `n_groups`; several processes in a notebook, or more than there are
-        GPUs; data that are not of the kind that `preset` names; an
+        Both `labels_key` and `n_groups`; several processes in a notebook, more than there are
+        GPUs, or an unknown strategy; data that are not of the kind that `preset` names; an
         unknown modality, column, layer or setting; one class only or all labels missing; a column
         of measurements or identifiers; NaN or infinite values; too few cells; a `checkpoint_dir`
         that cannot be used, is in use, or holds checkpoints that `resume` does not ask for, that

@@ -11,6 +11,8 @@ import torch
 
 from .._ranks import Ranks
 
+_STRATEGIES = ("auto", "ddp")
+
 
 def join_processes(
     device: torch.device, devices: Any, num_nodes: Any, strategy: Any
@@ -25,11 +27,16 @@ def join_processes(
     ------
     ImportError
         Lightning Fabric is not installed.
-    TypeError, ValueError
-        Not numbers of devices and nodes, or such as cannot be had.
+    ValueError
+        Not numbers of devices and nodes, or such as cannot be had; an unknown strategy.
     """
     n_devices = _number("devices", devices, auto=_all_devices(device))
     n_nodes = _number("num_nodes", num_nodes, auto=None)
+    if isinstance(strategy, str) and strategy not in _STRATEGIES:
+        raise ValueError(
+            f"strategy: expected one of {list(_STRATEGIES)} or a DDPStrategy of Lightning Fabric, "
+            f"found {strategy!r}: every process has the whole network, its cells are shared."
+        )
     if n_devices * n_nodes == 1:
         return Ranks(), device
     _check_device(device, n_devices)
@@ -80,6 +87,6 @@ def _check_device(device: torch.device, n_devices: int) -> None:
     if (hasattr(sys, "ps1") or "ipykernel" in sys.modules) and "LOCAL_RANK" not in os.environ:
         raise ValueError(
             f"devices={n_devices}: several processes run a script, not a notebook or a prompt. "
-            "Save the call as a script and run it with python or torchrun; see the documentation's "
-            "page on several devices."
+            "Save the call as a script and run it with python or torchrun; the documentation has a "
+            "page about it, 'From a laptop to a cluster'."
         )
