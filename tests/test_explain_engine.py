@@ -416,7 +416,6 @@ def test_blocks_and_chunks_do_not_matter(monkeypatch):
     monkeypatch.setattr(_deeplift, "_RANKED", 10)
     monkeypatch.setattr(_explain, "_CHUNK_CELLS", 3)
     monkeypatch.setattr(_explain_cross, "_PAIRS", 2)
-    monkeypatch.setattr(_explain_cross, "_WAITING_CELLS", 2)
     for blocked, unblocked in zip([*run(), *run(False)], [*whole, *signed], strict=True):
         equal(blocked, unblocked)
     for blocked, unblocked in zip(run(top_k=7), top, strict=True):

@@ -76,6 +76,7 @@ class InputSide:
             self.offset = self.offset + layer.bias.detach().to(exact)
         self.weight = weight.to(self.dtype)
         self.background = self.values(x, rows)
+        self.of_background = self.hidden(self.background)
 
     def values(self, x: Values, rows: Rows) -> Tensor:
         """Rows of `x` relative to `shift`, rows x features."""
@@ -92,10 +93,6 @@ class InputSide:
         for start in range(0, len(active), width):
             features = active[start : start + width]
             yield features, self.weight[:, features], x[:, features]
-
-    def of_background(self, features: Tensor, weight: Tensor) -> Tensor:
-        """Return ``b_j W_hj``, BH x J."""
-        return (self.background[:, None, features] * weight).flatten(0, 1)
 
     def attributions(self, values: Tensor, maps: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """Attributions of each cell, averaged over the background, in blocks of features.
@@ -117,7 +114,7 @@ class InputSide:
         mean = maps.mean(2).flatten(0, 1)
         stack = (maps / maps.shape[2]).flatten(2).flatten(0, 1)
         for features, weight, x in self.blocks(values, block_shape(self.device)[0]):
-            of_background = self.of_background(features, weight)
+            of_background = (self.background[:, None, features] * weight).flatten(0, 1)
             block = (mean @ weight).view(*maps.shape[:2], -1).mul_(x.unsqueeze(1))
             block.flatten(0, 1).addmm_(stack, of_background, alpha=-1)
             yield features, block
@@ -154,34 +151,40 @@ class InputSide:
 class SummedAttributions:
     """Sum over cells of `InputSide.attributions`, without any single cell's.
 
-    The background's term needs the sum of the maps only. The cells' is a product over cells: their
-    values and mean maps wait, so that it is made, and the first layer read, once for many cells.
+    A cell adds ``x_j W_hj mean_b(M_brh)``, for those of its features that are not zero. So do the
+    background's rows, turned round, once for all cells: their term needs the sum of the maps only.
+
+    Parameters
+    ----------
+    side
+        The wide layer.
+    total
+        Where attributions are added, features x R.
     """
 
-    def __init__(self, side: InputSide) -> None:
-        self._side, self.n_cells = side, 0
-        self._values: list[Tensor] = []
-        self._means: list[Tensor] = []
-        self._maps = torch.zeros(())
+    def __init__(self, side: InputSide, total: Tensor) -> None:
+        self._side, self._total, self.n_cells = side, total, 0
+        self._by_feature = side.weight.T.contiguous()
+        self._maps = total.new_zeros(())
 
     def add(self, values: Tensor, maps: Tensor) -> None:
         """Add cells; arguments are those of `InputSide.attributions`."""
-        self._values.append(values)
-        self._means.append(maps.mean(2))
-        self._maps = self._maps.to(maps) + maps.sum(0)
+        for row, multipliers in zip(values, maps.mean(2), strict=True):
+            self._add_row(row, multipliers)
+        self._maps = self._maps + maps.sum(0)
         self.n_cells += len(values)
 
-    def blocks(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield indices of features (J) and the sum over the cells added, R x J."""
-        if not self.n_cells:
-            return
-        values, means = torch.cat(self._values), torch.cat(self._means)
-        stack = (self._maps / self._maps.shape[1]).flatten(1)
-        for features, weight, x in self._side.blocks(values, 128):
-            of_background = self._side.of_background(features, weight)
-            weighted = (x.T @ means.flatten(1)).view(-1, *means.shape[1:])
-            block = torch.bmm(weighted, weight.T.unsqueeze(2)).squeeze(2).T
-            yield features, block.addmm(stack, of_background, alpha=-1)
+    def subtract_background(self) -> None:
+        """Take away the background's term of all cells added, after the last of them."""
+        of_background = (self._maps / -self._maps.shape[1]).to(self._by_feature)
+        for row, multipliers in zip(self._side.background, of_background.unbind(1), strict=True):
+            self._add_row(row, multipliers)
+
+    def _add_row(self, row: Tensor, multipliers: Tensor) -> None:
+        """Add a row's features, given multipliers of the wide layer's output (R x H)."""
+        for features in torch.nonzero(row).squeeze(1).split(block_shape(self._side.device)[0]):
+            through = self._by_feature[features].mul_(row[features, None])
+            self._total[features] += (through @ multipliers.T).to(self._total.dtype)
 
 
 class EncoderChain:
@@ -204,22 +207,21 @@ class EncoderChain:
         self.side = InputSide(encoder.wide, mean, scale, x, rows, sparse_cells)
         self.n_hidden, self.steps = encoder.n_hidden, compile_layers(encoder.deep)
         self.linear_path = self.side.weight.shape[0] > self.n_hidden
-        self.background = self.trace(self.side.background, 0)
+        self.background = self._from_wide(self.side.of_background.unsqueeze(0))
 
-    def trace(self, values: Tensor, pair: int = 1) -> Trace:
-        """Activations up to the code; the other side of the pairs is dimension `pair`."""
-        return self._from_wide(self.side.hidden(values).unsqueeze(pair))
+    def trace(self, values: Tensor) -> Trace:
+        """Activations of cells up to the code, C x 1 x width."""
+        return self._from_wide(self.side.hidden(values).unsqueeze(1))
 
     def trace_between(self, values: Tensor, shares: Tensor) -> Trace:
         """Activations at points between the background (share 0) and cells (1), C x B x width."""
-        of_background = self.side.hidden(self.side.background)
+        of_background = self.side.of_background
         departure = self.side.hidden(values)[:, None] - of_background
         return self._from_wide(of_background + shares.to(departure)[..., None] * departure)
 
     def totals(self, values: Tensor, maps: Tensor) -> Tensor:
         """Each pair's attributions summed over features, C x R x B, from `maps` (C x R x B x H)."""
-        of_background = self.side.hidden(self.side.background)
-        departure = self.side.hidden(values)[:, None] - of_background
+        departure = self.side.hidden(values)[:, None] - self.side.of_background
         return torch.einsum("crbh,cbh->crb", maps, departure.to(maps))
 
     def _from_wide(self, hidden: Tensor) -> Trace:

@@ -51,6 +51,7 @@ class CrossChain:
         self.n_hidden: int = self.encoder.side.weight.shape[0]
         n_features: int = self.encoder.side.weight.shape[1]
         self.direct = self._direct()
+        self._bases: dict[bytes, tuple[Tensor, Tensor]] = {}  # by batch vector
         self._block = min(n_features, block_shape(self.codes.device)[0])
 
     def _direct(self) -> Tensor | None:
@@ -121,17 +122,26 @@ class CrossChain:
 
     def base(self, rows: Rows, gap: Gap) -> Tensor:
         """Mean output of the background, in the batch of each cell: C x target features."""
-        network, batch = self.network, self._batch(rows)
+        batch = self._batch(rows)
         # one mean for each different batch vector
         kinds = np.zeros((len(rows), 1)) if self.cells.batch is None else self.cells.batch[rows]
         _, first, kind = np.unique(kinds, axis=0, return_index=True, return_inverse=True)
         means = []
         for one in first.tolist():
-            as_batch = None if batch is None else batch[one].expand(len(self.codes), -1)
-            reference = network.decode(self.target, self.codes, as_batch) + self.reference
-            means.append(reference.mean(0))
-            gap.depart(reference - means[-1])
+            key = kinds[one].tobytes()
+            if key not in self._bases:
+                self._bases[key] = self._base(None if batch is None else batch[one])
+            mean, spread = self._bases[key]
+            means.append(mean)
+            gap.depart(spread)
         return torch.stack(means)[kind.ravel()]
+
+    def _base(self, batch: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Mean output of the background as one batch, and how far its rows are from it at most."""
+        as_batch = None if batch is None else batch.expand(len(self.codes), -1)
+        reference = self.network.decode(self.target, self.codes, as_batch) + self.reference
+        mean = reference.mean(0)
+        return mean, (reference - mean).abs().max()
 
     def check(
         self, rows: Rows, totals: Tensor, gap: Gap, chosen: list[int] | slice = _ALL

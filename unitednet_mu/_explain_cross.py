@@ -37,9 +37,7 @@ from ._gap import Gap
 from ._network import UnitedNetwork
 
 #: Pairs of features looked up at a time.
-_PAIRS = 2**16
-#: Cells that share the wide product of signed means.
-_WAITING_CELLS = 256
+_PAIRS = 2**14
 
 
 @dataclass(frozen=True)
@@ -126,8 +124,7 @@ def cross_relevance(
     Notes
     -----
     Memory beyond the input and the results: one source x target matrix (with `absolute`), both wide
-    layers and the dense background twice, 256 cells x source features, about 128 MiB (1 GiB on a
-    GPU) of multipliers.
+    layers and the dense background twice, about 128 MiB (1 GiB on a GPU) of multipliers.
     """
     if top_k is not None and top_k < 1:
         raise ValueError(f"top_k: expected None or an integer >= 1, found {top_k}.")
@@ -185,7 +182,8 @@ class CrossSums:
         self.absolute: Tensor | None = None  # the last group's is gone before the next is made
         if absolute:
             self.absolute = torch.zeros(self.shape, dtype=self.weight.dtype, device=device)
-        self._wait_anew()
+        self.signed_sums = SummedAttributions(self.chain.encoder.side, self.factor)
+        self.expected = self.factor.new_zeros(len(self.weight))
 
     def add(self, rows: Rows, gap: Gap) -> None:
         """Add cells."""
@@ -202,36 +200,26 @@ class CrossSums:
             self.differences += difference.sum(0)
             totals += difference @ self.chain.direct
         self.chain.check(rows, totals, gap)
-        if self.waiting.n_cells >= _WAITING_CELLS:
-            self.settle(gap)
 
     def _add_signed(self, values: Tensor, inner: Tensor, outer: Tensor) -> Tensor:
-        """Put cells on the waiting list, and return each one's sum over features (C x R).
+        """Add cells to `signed_sums`, and return each one's sum over features (C x R).
 
         Computed from the wide layer's output on; `settle` checks the sum over cells of what the
         features account for against the sum of these.
         """
         side, maps = self.chain.encoder.side, multiplied_out(inner, outer)
-        self.waiting.add(values, maps)
-        hidden = (side.hidden(values)[:, None] - side.hidden(side.background)).to(maps.dtype)
+        self.signed_sums.add(values, maps)
+        hidden = (side.hidden(values)[:, None] - side.of_background).to(maps.dtype)
         totals = torch.einsum("crbh,cbh->cr", maps, hidden).to(self.factor.dtype) / maps.shape[2]
         self.expected += totals.sum(0)
         return totals
 
     def settle(self, gap: Gap) -> None:
-        """Add to `factor` (features x R) what the waiting cells have."""
-        waiting, factor = self.waiting, torch.zeros_like(self.factor)
-        for features, block in waiting.blocks():
-            factor.index_add_(0, features, block.T.to(factor.dtype))
-        if waiting.n_cells:
-            means = torch.stack([factor.sum(0), self.expected]) / waiting.n_cells
+        """End a group: the background's share of `signed_sums`, which then have to add up."""
+        if self.signed_sums.n_cells:
+            self.signed_sums.subtract_background()
+            means = torch.stack([self.factor.sum(0), self.expected]) / self.n_cells
             gap.add(*(means.to(self.weight) @ self.chain.weight))
-        self.factor += factor
-        self._wait_anew()
-
-    def _wait_anew(self) -> None:
-        self.waiting = SummedAttributions(self.chain.encoder.side)
-        self.expected = self.factor.new_zeros(self.factor.shape[1])
 
     def _add_absolute(
         self,
