@@ -246,10 +246,13 @@ def add_absolute(
                 values, direct = beside
                 one.addcmul_(values[number, :, None], direct[:, start : start + width])
             several.add_(one.abs_())
+        columns = slice(start, start + width)
         if last - first == len(features):  # contiguous, in place at less cost
-            total[first:last, start : start + width] += several
+            total[first:last, columns] += several
+        elif total.device.type == "cpu":  # numpy takes a third of the time of torch's index_add_
+            total.numpy()[features.numpy(), columns] += several.numpy()
         else:
-            total[:, start : start + width].index_add_(0, features, several)
+            total[:, columns].index_add_(0, features, several)
 
 
 def strongest(
