@@ -576,10 +576,13 @@ def test_time_to_the_loss_of_a_poor_original(
 
 
 def test_overlap(capsys: pytest.CaptureFixture[str]) -> None:
-    table = overlap.main(["--seeds", "3", "--noise", "0.3"])
-    assert set(table.index.get_level_values(0)) == {0.3}
-    assert table.loc[(0.3, "own groups"), "worst"] > 0.95  # groups that stand apart
+    table = overlap.main(["--seeds", "3", "--noise", "0.3", "--two-views"])
+    assert set(table.index.droplevel(2)) == {("overlapping", 0.3)}
+    assert table.loc[("overlapping", 0.3, "own groups"), "worst"] > 0.95  # groups that stand apart
     assert "seeds [3]" in capsys.readouterr().out
+    views = overlap.two_views(1.0, 3)
+    assert views.obs["cell_type"].nunique() == 10
+    assert [x.n_vars for x in views.mod.values()] == [200, 100]
 
 
 def test_niche(capsys: pytest.CaptureFixture[str]) -> None:
