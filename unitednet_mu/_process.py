@@ -24,11 +24,6 @@ def seeded(seed: int) -> Iterator[None]:
         yield
 
 
-def draw_apart(rank: int) -> None:
-    """Let each of several processes draw numbers of its own, within a block of :func:`seeded`."""
-    torch.manual_seed(int(torch.randint(2**31, ())) + rank)
-
-
 @contextmanager
 def threads_for(values_per_step: int) -> Iterator[None]:
     """Run small steps on one thread, and give the caller's number of threads back.
