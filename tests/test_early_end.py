@@ -334,13 +334,14 @@ def blow_up(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[int]]:
     def blown(at: int, size: float = 1e30) -> list[int]:
         plain, steps = Optimisers.step, [0]
 
-        def step(self: Optimisers, loss: torch.Tensor) -> None:
-            plain(self, loss)
+        def step(self: Optimisers, *values: torch.Tensor) -> torch.Tensor:
+            found = plain(self, *values)
             steps[0] += 1
             if steps[0] == at:
                 with torch.no_grad():
                     for parameter in self.parameters:
                         parameter.mul_(size)
+            return found
 
         monkeypatch.setattr(Optimisers, "step", step)
         return steps
