@@ -91,11 +91,18 @@ class Ranks:
         if self.alone:
             yield
             return
-        seed = int(torch.randint(2**31, ()))
-        devices = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
-        with torch.random.fork_rng(devices):
-            torch.manual_seed(seed + self.rank)
+        seed = int(torch.randint(2**31, ())) + self.rank
+        generators = [torch.default_generator]  # by hand, as torch.manual_seed takes longer
+        if torch.cuda.is_initialized():
+            generators.append(torch.cuda.default_generators[torch.cuda.current_device()])
+        states = [generator.get_state() for generator in generators]
+        try:
+            for generator in generators:
+                generator.manual_seed(seed)
             yield
+        finally:
+            for generator, state in zip(generators, states, strict=True):
+                generator.set_state(state)
 
     # ------------------------------------------------------------------ values
 
