@@ -227,7 +227,7 @@ def test_ctrl_c_at_once_after_going_on(
 ) -> None:
     """The model of the checkpoint is there to be kept."""
     quick["training"] = ONCE
-    press(14, 15)
+    press(14, 16)  # heeded once the next step is made; the second is of the fit that goes on
     settings = {**SUPERVISED, **quick, "checkpoint_dir": tmp_path}
     for _ in range(2):
         un.tl.fit(paired, **settings, resume=True)

@@ -29,7 +29,7 @@ class Steps:
     Attributes
     ----------
     stopped
-        Whether it was to end at the last step, in any process.
+        Whether it was to end when the last step was made, in any process.
     """
 
     def __init__(
