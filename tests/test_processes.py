@@ -15,6 +15,7 @@ import torch
 from together import CASES, Arrays
 
 import unitednet_mu as un
+from unitednet_mu._process import drawing_apart
 from unitednet_mu._ranks import GradientSum, Ranks
 from unitednet_mu.tl import _launch
 
@@ -147,7 +148,7 @@ def test_input_is_dropped_apart_and_all_else_is_drawn_alike() -> None:
     drawn = []
     for rank in range(2):
         torch.manual_seed(0)
-        with Ranks(rank, 2).drawing_apart():
+        with drawing_apart(rank):
             apart = torch.rand(3 + rank)
         drawn.append((apart[:3], torch.rand(3)))
     assert not drawn[0][0].equal(drawn[1][0])

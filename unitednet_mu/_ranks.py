@@ -12,8 +12,7 @@ Terms of single decoded cells are scaled for that.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Self, TypeVar, cast
 
 import torch
@@ -85,25 +84,6 @@ class Ranks:
             return parts
         return cast("Iterable[Tensor]", _Own.apply(self, shares, *parts))  # type: ignore[no-untyped-call]
 
-    @contextmanager
-    def drawing_apart(self) -> Iterator[None]:
-        """Draw random numbers of this process's own; those after the block are the same in all."""
-        if self.alone:
-            yield
-            return
-        seed = int(torch.randint(2**31, ())) + self.rank
-        generators = [torch.default_generator]  # by hand, as torch.manual_seed takes longer
-        if torch.cuda.is_initialized():
-            generators.append(torch.cuda.default_generators[torch.cuda.current_device()])
-        states = [generator.get_state() for generator in generators]
-        try:
-            for generator in generators:
-                generator.manual_seed(seed)
-            yield
-        finally:
-            for generator, state in zip(generators, states, strict=True):
-                generator.set_state(state)
-
     # ------------------------------------------------------------------ values
 
     def mean(self, values: Sequence[float]) -> list[float]:
@@ -150,11 +130,10 @@ class Ranks:
         return found
 
     def agree(self, network: nn.Module) -> None:
-        """Give every process the first one's weights, statistics and random numbers."""
+        """Give every process the first one's weights and statistics."""
         if not self.alone:
             for value in network.state_dict().values():
                 dist.broadcast(value, 0)
-            torch.manual_seed(self.of_first(lambda: int(torch.randint(2**31, ()))))
 
     def _device(self) -> torch.device:
         """Where values have to be for torch to send them."""

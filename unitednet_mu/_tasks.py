@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from contextlib import nullcontext
 from typing import cast
 
 import torch
@@ -13,6 +14,7 @@ from ._config import TrainingConfig
 from ._data import Batch
 from ._decoding import Decoding, Job, decoding_losses, discriminator_losses
 from ._network import UnitedNetwork
+from ._process import drawing_apart
 from ._ranks import Ranks
 from ._values import Values
 
@@ -74,8 +76,8 @@ class Tasks:
 
     def _wide(self, batch: Batch, m: int) -> Tensor:
         """Put this process's cells through the first layer of an encoder."""
-        x = cast("Values", self._read(batch)[m])
-        with self.ranks.drawing_apart():
+        x, ranks = cast("Values", self._read(batch)[m]), self.ranks
+        with nullcontext() if ranks.alone else drawing_apart(ranks.rank):
             return self.network.encode_wide(m, x)
 
     def _sizes(self, batch: Batch, counted: Tensor) -> list[int]:

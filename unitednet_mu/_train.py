@@ -22,7 +22,7 @@ from ._interrupt import Interrupted
 from ._network import Encoder, UnitedNetwork
 from ._noise import choose_input_dropout
 from ._phase import Phase, Plan
-from ._process import random_states, set_random_states, threads_for
+from ._process import draw_from, new_seed, random_states, set_random_states, threads_for
 from ._session import Session, State
 from ._setup import default_batch_size, default_epochs, split_cells
 from ._steps import Steps
@@ -189,6 +189,8 @@ class Trainer:
     def _begin(self, plan: Plan) -> Phase:
         n_steps = plan.n_epochs * self._steps_per_epoch(plan.identify)
         self.ranks.agree(self.network)
+        if not self.ranks.alone:
+            draw_from(self.ranks.of_first(new_seed))
         judged = bool(len(self.held_out))
         return Phase(self.network, self.config, plan, n_steps, judged=judged, ranks=self.ranks)
 
