@@ -227,7 +227,7 @@ def test_ctrl_c_at_once_after_going_on(
 ) -> None:
     """The model of the checkpoint is there to be kept."""
     quick["training"] = ONCE
-    press(14, 15)
+    press(14, 16)  # heeded once the next step is made; the second is of the fit that goes on
     settings = {**SUPERVISED, **quick, "checkpoint_dir": tmp_path}
     for _ in range(2):
         un.tl.fit(paired, **settings, resume=True)
@@ -334,13 +334,14 @@ def blow_up(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[int]]:
     def blown(at: int, size: float = 1e30) -> list[int]:
         plain, steps = Optimisers.step, [0]
 
-        def step(self: Optimisers, loss: torch.Tensor) -> None:
-            plain(self, loss)
+        def step(self: Optimisers, *values: torch.Tensor) -> torch.Tensor:
+            found = plain(self, *values)
             steps[0] += 1
             if steps[0] == at:
                 with torch.no_grad():
                     for parameter in self.parameters:
                         parameter.mul_(size)
+            return found
 
         monkeypatch.setattr(Optimisers, "step", step)
         return steps

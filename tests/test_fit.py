@@ -427,6 +427,10 @@ def opponents(fitted: MuData) -> tuple[Tasks, Optimisers, Batch]:
     return Tasks(network, config, torch.ones(3)), Optimisers(network, config, 10, Ranks()), batch
 
 
+#: What goes with the gradients.
+NOTHING = torch.empty(0)
+
+
 def parameters(network: UnitedNetwork) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
     """Copies of the network's own parameters, and of the discriminators'."""
     named = {name: value.detach().clone() for name, value in network.named_parameters()}
@@ -439,13 +443,13 @@ def test_discriminator_step_moves_discriminators_only(opponents: Any) -> None:
     own, theirs = parameters(tasks.network)
     loss = tasks.discrimination(batch)["discriminator"]
     before = float(loss.detach())
-    optimisers.step_discriminators(loss)
+    optimisers.step_discriminators(loss, NOTHING)
     own_after, theirs_after = parameters(tasks.network)
     assert distance(own, own_after) == 0
     assert all(float((theirs[n] - theirs_after[n]).abs().max()) > 0 for n in theirs)
     assert all(p.grad is None for p in optimisers.parameters)
     for _ in range(30):
-        optimisers.step_discriminators(tasks.discrimination(batch)["discriminator"])
+        optimisers.step_discriminators(tasks.discrimination(batch)["discriminator"], NOTHING)
     assert float(tasks.discrimination(batch)["discriminator"].detach()) < 0.5 * before
 
 
@@ -453,7 +457,7 @@ def test_network_step_leaves_discriminators(opponents: Any) -> None:
     tasks, optimisers, batch = opponents
     own, theirs = parameters(tasks.network)
     total, _ = tasks.label_free(batch, *tasks.codes(batch))
-    optimisers.step(total)
+    optimisers.step(total, NOTHING)
     own_after, theirs_after = parameters(tasks.network)
     assert distance(theirs, theirs_after) == 0
     moved = {name for name in own if float((own[name] - own_after[name]).abs().max()) > 0}
@@ -471,14 +475,14 @@ def test_opponents_pull_apart(opponents: Any) -> None:
         return tasks.label_free(batch, *tasks.codes(batch))[0]
 
     for _ in range(20):
-        optimisers.step_discriminators(tasks.discrimination(batch)["discriminator"])
+        optimisers.step_discriminators(tasks.discrimination(batch)["discriminator"], NOTHING)
     noticed = float(generator().detach())
     for _ in range(8):
-        optimisers.step(generator())
+        optimisers.step(generator(), NOTHING)
     fooled = float(generator().detach())
     assert fooled < noticed
     for _ in range(20):
-        optimisers.step_discriminators(tasks.discrimination(batch)["discriminator"])
+        optimisers.step_discriminators(tasks.discrimination(batch)["discriminator"], NOTHING)
     assert float(generator().detach()) > fooled
 
 
@@ -978,9 +982,9 @@ def test_precision_is_that_of_products_during_the_fit_only(
     seen = set()
     step = Optimisers.step
 
-    def watched(self: Optimisers, loss: torch.Tensor) -> None:
+    def watched(self: Optimisers, *values: torch.Tensor) -> torch.Tensor:
         seen.add(torch.get_float32_matmul_precision())
-        step(self, loss)
+        return step(self, *values)
 
     monkeypatch.setattr(Optimisers, "step", watched)
     un.tl.fit(paired, labels_key="cell_type", precision=precision, **quick)

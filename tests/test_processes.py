@@ -13,11 +13,10 @@ import pytest
 import together
 import torch
 from together import CASES, Arrays
-from torch import nn
 
 import unitednet_mu as un
-from unitednet_mu._network import ModalityShape, NetworkConfig, UnitedNetwork
-from unitednet_mu._ranks import GradientMean, Ranks, part_statistics, share_statistics
+from unitednet_mu._process import drawing_apart
+from unitednet_mu._ranks import GradientSum, Ranks
 from unitednet_mu.tl import _launch
 
 pytest.importorskip("lightning_fabric")
@@ -124,13 +123,14 @@ def test_ctrl_c_in_one_process_ends_the_training_of_all(tmp_path: Path) -> None:
 def test_one_process_changes_nothing() -> None:
     ranks = Ranks()
     x = torch.randn(5, 2, requires_grad=True)
-    assert ranks.gather(x, [5]) is x
+    assert list(ranks.gather([x], [[[5]]])) == list(ranks.own([x], [[[5]]])) == [x]
     assert ranks.mean([1.0, float("nan")])[0] == 1.0
     assert ranks.of_each("a") == ["a"]
     assert ranks.any(True) and not ranks.any(False)
     x.sum().backward()
     before = x.grad
-    GradientMean(ranks, [x]).take()
+    values = torch.ones(2)
+    assert GradientSum(ranks, [x]).take(values) is values
     assert x.grad is before
 
 
@@ -144,15 +144,16 @@ def test_parts_cover_a_mini_batch_once() -> None:
             assert 0 <= whole - n < size
 
 
-def test_shared_statistics_keep_the_weights_and_can_be_undone() -> None:
-    network = UnitedNetwork([ModalityShape(4, "gaussian")] * 2, 2, 0, NetworkConfig())
-    before = {name: value.data_ptr() for name, value in network.state_dict().items()}
-    layers = [type(module) for module in network.modules()]
-    share_statistics(network, Ranks(0, 2))
-    assert nn.BatchNorm1d not in [type(module) for module in network.modules()]
-    assert before == {name: value.data_ptr() for name, value in network.state_dict().items()}
-    part_statistics(network)
-    assert layers == [type(module) for module in network.modules()]
+def test_input_is_dropped_apart_and_all_else_is_drawn_alike() -> None:
+    drawn = []
+    for rank in range(2):
+        torch.manual_seed(0)
+        with drawing_apart(rank):
+            apart = torch.rand(3 + rank)
+        drawn.append((apart[:3], torch.rand(3)))
+    assert not drawn[0][0].equal(drawn[1][0])
+    assert drawn[0][1].equal(drawn[1][1])
+    assert not drawn[0][0].equal(drawn[0][1])
 
 
 @pytest.mark.parametrize(

@@ -23,9 +23,9 @@ from unitednet_mu._config import NetworkConfig, TrainingConfig
 from unitednet_mu._data import Dataset, describe_modality, open_dataset
 from unitednet_mu._network import ModalityShape, UnitedNetwork
 from unitednet_mu._optimise import Optimisers
-from unitednet_mu._ranks import Ranks, share_statistics
+from unitednet_mu._ranks import Ranks
 from unitednet_mu._setup import set_statistics
-from unitednet_mu._tasks import Tasks
+from unitednet_mu._tasks import Tasks, Terms
 from unitednet_mu.tl._launch import join_processes
 
 Arrays = dict[str, np.ndarray]
@@ -92,7 +92,7 @@ def gradients(
     config = NetworkConfig.build({**STILL, "discriminators": discriminators})
     network = UnitedNetwork(shapes, 3, n_batches if n_batches > 1 else 0, config)
     set_statistics(network, data, np.arange(len(data)))
-    share_statistics(network.train(), ranks)
+    network.train()
     settings = TrainingConfig.build(PLAIN)
     tasks = Tasks(network, settings, torch.ones(3) if supervised else None, ranks)
     optimisers = Optimisers(network, settings, 10, ranks)
@@ -102,13 +102,14 @@ def gradients(
     found: Arrays = {}
     if discriminators:
         terms = tasks.discrimination(batch)
-        optimisers.step_discriminators(tasks.total(terms))
-        found |= _terms(terms, ranks) | _gradients(network)
+        means = optimisers.step_discriminators(tasks.total(terms), _values(terms))
+        found |= _terms(terms, means) | _gradients(network)
     codes, observed = tasks.codes(batch)
     loss, terms = tasks.label_free(batch, codes, observed)
     groups = tasks.identification(batch, codes, observed)
-    optimisers.step(loss + tasks.total(groups))
-    found |= _terms(terms | groups, ranks)
+    terms |= groups
+    means = optimisers.step(loss + tasks.total(groups), _values(terms))
+    found |= _terms(terms, means)
     found |= {k: v for k, v in _gradients(network).items() if k not in found}
     found |= {f"statistic {name}": value.numpy() for name, value in network.named_buffers()}
     return found
@@ -119,9 +120,12 @@ def _gradients(network: UnitedNetwork) -> Arrays:
     return {f"gradient of {k}": p.grad.clone().numpy() for k, p in named if p.grad is not None}
 
 
-def _terms(terms: dict[str, torch.Tensor], ranks: Ranks) -> Arrays:
-    values = ranks.mean([float(value.detach()) for value in terms.values()])
-    return {f"term {name}": np.array(value) for name, value in zip(terms, values, strict=True)}
+def _values(terms: Terms) -> torch.Tensor:
+    return torch.stack([value.detach() for value in terms.values()])
+
+
+def _terms(terms: Terms, means: torch.Tensor) -> Arrays:
+    return {f"term {name}": value.numpy() for name, value in zip(terms, means, strict=True)}
 
 
 def fitted(folder: Path, devices: int, **changed: Any) -> Arrays:
@@ -164,7 +168,7 @@ def job_labels(folder: Path) -> Arrays:
 
 
 def job_groups(folder: Path) -> Arrays:
-    """A fit without labels; dropout differs from process to process."""
+    """A fit without labels, with dropout."""
     network = QUICK["network"]
     return fitted(folder, 2, n_groups=3, network=network, checkpoint_dir=folder / "kept")
 
@@ -204,15 +208,15 @@ def job_refused(folder: Path) -> Arrays:
 
 def job_interrupted(folder: Path) -> Arrays:
     """Ctrl-C reaches one process only."""
-    mean = _ranks.Ranks.mean
+    take = _ranks.GradientSum.take
     count = iter(range(10**6))
 
-    def pressing(self: Ranks, values: Any) -> Any:
-        if next(count) == 60 and self.rank == 1:
+    def pressing(self: _ranks.GradientSum, values: Any) -> Any:
+        if next(count) == 60 and self._ranks.rank == 1:
             os.kill(os.getpid(), signal.SIGINT)
-        return mean(self, values)
+        return take(self, values)
 
-    _ranks.Ranks.mean = pressing  # type: ignore[method-assign]
+    _ranks.GradientSum.take = pressing  # type: ignore[method-assign]
     training = {**PLAIN, "max_epochs": 200, "batch_size": 16, "refit": False}
     return fitted(folder, 2, labels_key="cell_type", training=training)
 

@@ -38,6 +38,8 @@ _FEW_VALUES = 2**24
 class Batch:
     """A mini-batch: per modality the values of the cells that have it, and where these cells stand.
 
+    Of several processes each has the values of its own cells, and all else of all.
+
     Attributes
     ----------
     x
@@ -50,9 +52,7 @@ class Batch:
     labels, batches
         int64 per cell, -1 where unknown.
     complete
-        Whether every cell of the whole mini-batch has every modality.
-    all_observed, all_labels
-        Of the whole mini-batch, of which several processes have a part each.
+        Whether every cell has every modality.
     """
 
     x: list[Values | None]
@@ -61,8 +61,6 @@ class Batch:
     labels: Tensor
     batches: Tensor
     complete: bool
-    all_observed: Tensor
-    all_labels: Tensor
 
     def __len__(self) -> int:
         return len(self.observed)
@@ -111,29 +109,26 @@ class Dataset:
         self,
         cells: np.ndarray,
         device: torch.device,
-        whole: tuple[np.ndarray, np.ndarray] | None = None,
+        own: tuple[Dataset, np.ndarray] | None = None,
     ) -> Batch:
-        """Mini-batch of `cells` (positions); `whole` has what is observed in it all, and labels."""
-        observed, labels = (
-            torch.from_numpy(one).to(device) for one in (self.observed[cells], self.labels[cells])
-        )
-        everywhere = self.observed[cells] if whole is None else whole[0]
+        """Mini-batch of `cells` (positions), whose values `own` has (a dataset, positions there).
+
+        By default they are this dataset's; several processes have each its own cells'.
+        """
+        observed = self.observed[cells]
+        data, here = own or (self, cells)
         x: list[Values | None] = []
-        rows: list[Tensor] = []
-        for m, source in enumerate(self.sources):
-            where = np.flatnonzero(self.observed[cells, m])
-            rows.append(torch.from_numpy(where).to(device))
-            some = everywhere[:, m].any()
-            x.append(_values_of(source, cells[where], device) if some else None)
+        for m, source in enumerate(data.sources):
+            has = here[data.observed[here, m]]
+            x.append(_values_of(source, has, device) if observed[:, m].any() else None)
+        rows = [np.flatnonzero(has) for has in observed.T]
         return Batch(
             x,
-            rows,
-            observed,
-            labels,
+            [torch.from_numpy(where).to(device) for where in rows],
+            torch.from_numpy(observed).to(device),
+            torch.from_numpy(self.labels[cells]).to(device),
             torch.from_numpy(self.batches[cells]).to(device),
-            complete=bool(everywhere.all()),
-            all_observed=observed if whole is None else torch.from_numpy(whole[0]).to(device),
-            all_labels=labels if whole is None else torch.from_numpy(whole[1]).to(device),
+            complete=bool(observed.all()),
         )
 
     def at_hand(self) -> Dataset:
@@ -219,10 +214,7 @@ class Dataset:
 
         Of several processes each gets, and reads, its part; `size` is a multiple of their number.
         """
-        if ranks is None or ranks.alone:
-            for block, data, here in self.blocks_of(cells, size):
-                yield block, data.batch(here, device)
-            return
+        ranks = ranks or Ranks()
         blocks = [cells[start : start + size] for start in range(0, len(cells), size)]
         none = np.empty(0, np.intp)
         mine = np.concatenate([none, *(block[ranks.part(len(block))] for block in blocks)])
@@ -232,8 +224,7 @@ class Dataset:
             _, data, here = (
                 next(parts) if len(block[ranks.part(len(block))]) else (none, self, none)
             )
-            whole = self.observed[block], self.labels[block]
-            yield block, data.batch(here, device, whole)
+            yield block, self.batch(block, device, (data, here))
 
 
 def _at_hand(matrix: Any) -> Any:

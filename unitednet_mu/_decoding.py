@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import cast
 
 import torch
@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from ._config import TrainingConfig
 from ._network import Decoder, Discriminator, Standardiser, UnitedNetwork
+from ._ranks import Ranks
 from ._values import SparseRows, Values, raw_product
 from ._wide import Wide, fake_distances, log_partition, squared_errors
 
@@ -27,33 +28,40 @@ class Job:
         Term that the loss is part of.
     judged
         Whether a discriminator judges what is decoded.
-    here
-        Which of the target's cells are decoded; None for all.
     code
-        Codes of these cells, cells x n_latent.
+        Codes of the cells that are decoded, cells x n_latent.
     batch
         Their batches, one-hot, where decoders are conditioned on these.
-    n
-        How many they are, of several processes the mean.
+    here
+        Which they are of this process's cells that have the target; None for all.
+    sizes
+        How many of them each process has.
     """
 
     name: str
     judged: bool
-    here: Tensor | None
     code: Tensor
     batch: Tensor | None
-    n: float
+    here: Tensor | None
+    sizes: Sequence[int]
+
+    @property
+    def n(self) -> float:
+        """How many cells are decoded, of several processes the mean."""
+        return sum(self.sizes) / len(self.sizes)
 
 
 @dataclass(frozen=True)
 class Decoding:
     """All jobs of one target.
 
-    Codes go through the decoder side by side, so that batch statistics are of all of them.
+    Codes go through the decoder side by side, so that batch statistics are of all of them. What it
+    makes of those of this process's cells goes through the last layer; these are meant by rows.
     """
 
     target: int
     jobs: Sequence[Job]
+    ranks: Ranks
 
     def gather(self, of_target: Tensor) -> Tensor:
         """Rows of the target's cells, once for each job that decodes them."""
@@ -61,7 +69,7 @@ class Decoding:
 
     def split(self, rows: Tensor) -> Sequence[Tensor]:
         """Rows of each job."""
-        found: Sequence[Tensor] = rows.split([len(job.code) for job in self.jobs])
+        found: Sequence[Tensor] = rows.split([job.sizes[self.ranks.rank] for job in self.jobs])
         return found
 
     def weigh(self, values: Sequence[float]) -> Tensor:
@@ -69,7 +77,7 @@ class Decoding:
         code = self.jobs[0].code
         return torch.cat(
             [
-                code.new_full((len(job.code),), value / job.n)
+                code.new_full((job.sizes[self.ranks.rank],), value / job.n)
                 for value, job in zip(values, self.jobs, strict=True)
             ]
         )
@@ -103,9 +111,10 @@ def decoding_losses(
     n_judged = sum(job.judged for job in jobs)
     total = torch.zeros((), device=network.fusion.logits.device)
     found: dict[str, list[Tensor]] = defaultdict(list)
-    for decoding in decodings:
+    decodings = [decoding for decoding in decodings if decoding.jobs]
+    for decoding, wide in zip(decodings, _wides(network, decodings), strict=True):
         x, seen = raw[decoding.target], read[decoding.target]
-        if not decoding.jobs or x is None or seen is None:
+        if x is None or seen is None:
             continue
         shares = [config.weight(job.name) / max(names[job.name], 1) for job in decoding.jobs]
         fooled = [
@@ -115,7 +124,12 @@ def decoding_losses(
         binary = network.shapes[decoding.target].likelihood == "binary"
         losses = _binary_losses if binary else _gaussian_losses
         part, errors, distances = losses(
-            network, decoding, x if binary else seen, decoding.weigh(shares), decoding.weigh(fooled)
+            network,
+            decoding,
+            wide,
+            x if binary else seen,
+            decoding.weigh(shares),
+            decoding.weigh(fooled),
         )
         total = total + part
         for job, error in zip(decoding.jobs, decoding.means(errors), strict=True):
@@ -136,7 +150,8 @@ def discriminator_losses(
     judge = _judge(network, decoding.target)
     binary = network.shapes[decoding.target].likelihood == "binary"
     with torch.no_grad():
-        apart = [_wide(network, Decoding(decoding.target, [job])) for job in decoding.jobs]
+        each = [replace(decoding, jobs=[job]) for job in decoding.jobs]
+        apart = list(_wides(network, each))
         hidden = torch.cat([one.hidden for one in apart])
         wide = Wide(hidden, apart[0].weight, apart[0].bias).detached()
     first, rest = judge.first, judge.rest
@@ -156,10 +171,14 @@ def discriminator_losses(
 
 
 def _gaussian_losses(
-    network: UnitedNetwork, decoding: Decoding, read: Values, weights: Tensor, judged: Tensor
+    network: UnitedNetwork,
+    decoding: Decoding,
+    wide: Wide,
+    read: Values,
+    weights: Tensor,
+    judged: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Weighted total; mean squared error of each row; squared distance of its score from 1."""
-    wide = _wide(network, decoding)
     standardiser = _standardiser(network, decoding.target)
     n_features, width = wide.weight.shape
     if 2 * (width + len(read)) < 3 * len(wide.hidden):  # products that either way needs
@@ -184,10 +203,14 @@ def _gaussian_losses(
 
 
 def _binary_losses(
-    network: UnitedNetwork, decoding: Decoding, raw: Values, weights: Tensor, judged: Tensor
+    network: UnitedNetwork,
+    decoding: Decoding,
+    wide: Wide,
+    raw: Values,
+    weights: Tensor,
+    judged: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Like :func:`_gaussian_losses`, of binary cross-entropy at the logit."""
-    wide = _wide(network, decoding)
     n_features = len(wide.weight)
     any_judged = any(job.judged for job in decoding.jobs)
     judge = _judge(network, decoding.target) if any_judged else None
@@ -200,16 +223,25 @@ def _binary_losses(
     return total - weights @ agreed, errors, distances if any_judged else None
 
 
-def _wide(network: UnitedNetwork, decoding: Decoding) -> Wide:
-    jobs = decoding.jobs
-    conditions = [job.batch for job in jobs if job.batch is not None]
-    hidden = network.before_wide(
+def _wides(network: UnitedNetwork, decodings: Sequence[Decoding]) -> Iterator[Wide]:
+    """Find what each decoding's last layer reads, of this process's cells; and that layer."""
+    if not decodings:
+        return
+    hidden = (_before_wide(network, decoding) for decoding in decodings)
+    shares = [[job.sizes for job in decoding.jobs] for decoding in decodings]
+    own = decodings[0].ranks.own(hidden, shares)
+    for decoding, rows in zip(decodings, own, strict=True):
+        last = cast("Decoder", network.decoders[decoding.target]).wide
+        yield Wide(rows, last.weight, last.bias)
+
+
+def _before_wide(network: UnitedNetwork, decoding: Decoding) -> Tensor:
+    conditions = [job.batch for job in decoding.jobs if job.batch is not None]
+    return network.before_wide(
         decoding.target,
-        torch.cat([job.code for job in jobs]),
+        torch.cat([job.code for job in decoding.jobs]),
         torch.cat(conditions) if conditions else None,
     )
-    last = cast("Decoder", network.decoders[decoding.target]).wide
-    return Wide(hidden, last.weight, last.bias)
 
 
 def _through(wide: Wide, weight: Tensor, bias: Tensor) -> Tensor:

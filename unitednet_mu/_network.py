@@ -129,19 +129,20 @@ class Encoder(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Code of `x`, standardised, cells x n_latent."""
-        return self._code(self.wide(self.drop(x)))
+        return self.code(self.wide(self.drop(x)))
 
     def read(self, x: Values, standardiser: Standardiser) -> Tensor:
-        """Code of what the standardiser has read, cells x n_latent."""
+        """Return what the wide layer makes of what the standardiser has read, for `code`."""
         if isinstance(x, Tensor):
-            return cast("Tensor", self(x))
+            return cast("Tensor", self.wide(self.drop(x)))
         if not self.training or self.drop.p == 0:
-            return self._code(standardiser.product(x, self.wide.weight.T) + self.wide.bias)
+            return standardiser.product(x, self.wide.weight.T) + self.wide.bias
         mean, scale = standardiser.mean, standardiser.scale
         hidden = dropped_product(x, self.wide.weight.T, mean, scale, *self.drop.draws(x.shape))
-        return self._code(hidden + self.wide.bias)
+        return hidden + self.wide.bias
 
-    def _code(self, hidden: Tensor) -> Tensor:
+    def code(self, hidden: Tensor) -> Tensor:
+        """Code of what the wide layer gives, cells x n_latent."""
         code: Tensor = self.deep(hidden[:, : self.n_hidden])
         return code + hidden[:, self.n_hidden :] if hidden.shape[1] > self.n_hidden else code
 
@@ -296,16 +297,20 @@ class UnitedNetwork(nn.Module):
 
     def encode(self, m: int, x: Values) -> Tensor:
         """Code of modality `m` from values in the user's units, cells x n_latent."""
-        return self.encode_read(m, self.read(m, x))
+        return self.after_wide(m, self.encode_wide(m, self.read(m, x)))
 
     def read(self, m: int, x: Values) -> Values:
-        """Standardise values of modality `m` for :meth:`encode_read`; sparse ones stay sparse."""
+        """Standardise values of modality `m` for :meth:`encode_wide`; sparse ones stay sparse."""
         return cast("Standardiser", self.standardisers[m]).read(x)
 
-    def encode_read(self, m: int, x: Values) -> Tensor:
-        """Code of modality `m` from what :meth:`read` returned, cells x n_latent."""
+    def encode_wide(self, m: int, x: Values) -> Tensor:
+        """Put what :meth:`read` returned through the first layer of an encoder."""
         standardiser = cast("Standardiser", self.standardisers[m])
         return cast("Encoder", self.encoders[m]).read(x, standardiser)
+
+    def after_wide(self, m: int, hidden: Tensor) -> Tensor:
+        """Code of modality `m` from what :meth:`encode_wide` returned, cells x n_latent."""
+        return cast("Encoder", self.encoders[m]).code(hidden)
 
     def decode(self, m: int, code: Tensor, batch: Tensor | None = None) -> Tensor:
         """Linear predictor of modality `m` (standardised values, or logits where binary).

@@ -12,7 +12,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from ._config import TrainingConfig
 from ._network import UnitedNetwork
-from ._ranks import GradientMean, Ranks
+from ._ranks import GradientSum, Ranks
 
 
 class RunningAverage:
@@ -57,8 +57,9 @@ class Optimisers:
         self.opponent = (
             torch.optim.AdamW(opponents, lr=config.learning_rate, fused=True) if opponents else None
         )
-        self._mean = GradientMean(ranks, self.parameters)
-        self._opponents_mean = GradientMean(ranks, opponents)
+        self._n_ranks = ranks.size
+        self._sum = GradientSum(ranks, self.parameters)
+        self._opponents_sum = GradientSum(ranks, opponents)
 
     @property
     def rate(self) -> float:
@@ -76,21 +77,28 @@ class Optimisers:
             if part is not None:
                 part.load_state_dict(state[str(k)])
 
-    def step(self, loss: Tensor) -> None:
-        """Move the network; the discriminators' weights stay."""
+    def step(self, loss: Tensor, values: Tensor) -> Tensor:
+        """Move the network; the discriminators' weights stay.
+
+        Returns
+        -------
+        Mean over processes of `values`, which travel with the gradients.
+        """
         self.optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        self._mean.take()
+        (loss / self._n_ranks).backward()
+        values = self._sum.take(values / self._n_ranks)
         nn.utils.clip_grad_norm_(self.parameters, self.clip)
         self.optimiser.step()
         self.schedule.step()
+        return values
 
-    def step_discriminators(self, loss: Tensor) -> None:
-        """Move the discriminators; the network's weights stay."""
+    def step_discriminators(self, loss: Tensor, values: Tensor) -> Tensor:
+        """Move the discriminators, as :meth:`step` does the network; its weights stay."""
         if self.opponent is None:
-            return
+            raise ValueError("step_discriminators: expected discriminators, found none.")
         self.opponent.zero_grad(set_to_none=True)
-        loss.backward()
-        self._opponents_mean.take()
+        (loss / self._n_ranks).backward()
+        values = self._opponents_sum.take(values / self._n_ranks)
         nn.utils.clip_grad_norm_(self.opponents, self.clip)
         self.opponent.step()
+        return values

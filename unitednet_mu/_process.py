@@ -24,9 +24,31 @@ def seeded(seed: int) -> Iterator[None]:
         yield
 
 
-def draw_apart(rank: int) -> None:
-    """Let each of several processes draw numbers of its own, within a block of :func:`seeded`."""
-    torch.manual_seed(int(torch.randint(2**31, ())) + rank)
+def new_seed() -> int:
+    """Draw a seed."""
+    return int(torch.randint(2**31, ()))
+
+
+def draw_from(seed: int) -> None:
+    """Go on drawing from a seed, within a block of :func:`seeded`."""
+    torch.manual_seed(seed)
+
+
+@contextmanager
+def drawing_apart(rank: int) -> Iterator[None]:
+    """Draw numbers of its own in each of several processes that draw the same ones otherwise."""
+    seed = new_seed() + rank
+    generators = [torch.default_generator]  # by hand, as torch.manual_seed takes longer
+    if torch.cuda.is_initialized():
+        generators.append(torch.cuda.default_generators[torch.cuda.current_device()])
+    states = [generator.get_state() for generator in generators]
+    try:
+        for generator in generators:
+            generator.manual_seed(seed)
+        yield
+    finally:
+        for generator, state in zip(generators, states, strict=True):
+            generator.set_state(state)
 
 
 @contextmanager

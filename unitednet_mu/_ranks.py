@@ -1,13 +1,17 @@
 """Processes that train one network together, each on its share of every mini-batch.
 
-Every process has all weights and computes a loss; the loss of the mini-batch is the mean of theirs,
-and so is its gradient. Terms of single cells are scaled for that, terms between cells (contrastive,
-clustering) and the batch statistics are computed on what all processes have, so that as many cells
-give the same gradient however many processes share them.
+Data are wide and networks narrow: nearly all arithmetic is in the layers that read or write a
+modality's features. Each process puts its own cells through these, and all cells of the mini-batch,
+their values gathered in between, through the narrow layers. So batch statistics and terms between
+cells (contrastive, clustering) are what one process would compute, and a step has few messages.
+
+Every process computes a loss; that of the mini-batch is the mean of theirs, and so is its gradient.
+Terms of single decoded cells are scaled for that.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Self, TypeVar, cast
 
@@ -16,6 +20,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 T = TypeVar("T")
+#: How many rows each process has, of every block that the rows of a tensor consist of.
+Shares = Sequence[Sequence[int]]
 
 
 class Ranks:
@@ -43,7 +49,7 @@ class Ranks:
         """Whether this process writes files and shows progress."""
         return self.rank == 0
 
-    # ------------------------------------------------------------------ cells
+    # ------------------------------------------------------------------ cells and their rows
 
     def whole(self, n: int) -> int:
         """Smallest number of at least `n` cells that all processes share evenly."""
@@ -54,18 +60,31 @@ class Ranks:
         number = self.rank if rank is None else rank
         return slice(n * number // self.size, n * (number + 1) // self.size)
 
-    def sizes(self, counted: Tensor) -> list[int]:
-        """How many of the cells that are `counted` (bool, one a cell) each process has."""
-        n = len(counted)
-        return [int(counted[self.part(n, rank)].sum()) for rank in range(self.size)]
+    def sizes(self, n: int, counted: Tensor | None = None) -> list[int]:
+        """How many of the `n` cells each process has, or of those `counted` (bool, one a cell)."""
+        parts = [self.part(n, rank) for rank in range(self.size)]
+        if counted is None:
+            return [part.stop - part.start for part in parts]
+        return [int(counted[part].sum()) for part in parts]
+
+    def gather(self, own: Iterable[Tensor], shares: Sequence[Shares]) -> Iterable[Tensor]:
+        """Rows of all processes, where each has its own, of several tensors in one message.
+
+        Alone, the tensors as they come, each made when it is taken. Gradients find their way back.
+        """
+        parts = own if self.alone else tuple(own)
+        if self.alone or not parts:
+            return parts
+        return cast("Iterable[Tensor]", _Gather.apply(self, shares, *parts))  # type: ignore[no-untyped-call]
+
+    def own(self, whole: Iterable[Tensor], shares: Sequence[Shares]) -> Iterable[Tensor]:
+        """Return this process's rows of tensors that every process has whole; undoes `gather`."""
+        parts = whole if self.alone else tuple(whole)
+        if self.alone or not parts:
+            return parts
+        return cast("Iterable[Tensor]", _Own.apply(self, shares, *parts))  # type: ignore[no-untyped-call]
 
     # ------------------------------------------------------------------ values
-
-    def gather(self, x: Tensor, sizes: Sequence[int]) -> Tensor:
-        """Rows of all processes, which have so many each; gradients find their way back."""
-        if self.alone:
-            return x
-        return cast("Tensor", _Gather.apply(x, sizes, self.rank))  # type: ignore[no-untyped-call]
 
     def mean(self, values: Sequence[float]) -> list[float]:
         """Mean over processes of each value; alone, the values as they are."""
@@ -123,25 +142,68 @@ class Ranks:
 
 
 class _Gather(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, sizes: Sequence[int], rank: int) -> Tensor:
-        ctx.own = slice(sum(sizes[:rank]), sum(sizes[: rank + 1]))
-        largest = max(sizes)
-        padded = x.new_zeros(largest, *x.shape[1:])
-        padded[: len(x)] = x
-        found = [torch.empty_like(padded) for _ in sizes]
-        dist.all_gather(found, padded)
-        return torch.cat([part[:size] for part, size in zip(found, sizes, strict=True)])
+    """Every process's loss has all of it in, so that its own rows' gradient is there already."""
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        total = gradient.clone(memory_format=torch.contiguous_format)
-        dist.all_reduce(total)
-        return total[ctx.own], None, None
+    def forward(ctx: Any, ranks: Ranks, shares: Sequence[Shares], *own: Tensor) -> Any:
+        ctx.ranks, ctx.shares = ranks, shares
+        return _exchanged(ranks, own, shares)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        own = _own(ctx.ranks, gradients, ctx.shares)
+        return None, None, *(gradient * ctx.ranks.size for gradient in own)
 
 
-class GradientMean:
-    """Mean over processes of gradients, all of them in one message.
+class _Own(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, ranks: Ranks, shares: Sequence[Shares], *whole: Tensor) -> Any:
+        ctx.ranks, ctx.shares = ranks, shares
+        return _own(ranks, whole, shares)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        whole = _exchanged(ctx.ranks, gradients, ctx.shares)
+        return None, None, *(gradient / ctx.ranks.size for gradient in whole)
+
+
+def _own(ranks: Ranks, whole: Sequence[Tensor], shares: Sequence[Shares]) -> tuple[Tensor, ...]:
+    places = (_places(blocks, ranks.rank) for blocks in shares)
+    return tuple(
+        torch.cat([x[part] for part in parts]) for x, parts in zip(whole, places, strict=True)
+    )
+
+
+def _exchanged(ranks: Ranks, own: Sequence[Tensor], shares: Sequence[Shares]) -> tuple[Tensor, ...]:
+    """All rows of tensors of which each process has its own, in one message."""
+    pairs = list(zip(own, shares, strict=True))
+    whole = tuple(x.new_empty(sum(map(sum, blocks)), x.shape[1]) for x, blocks in pairs)
+    pieces = [  # of each process, all that it sends
+        [x[part] for x, blocks in zip(whole, shares, strict=True) for part in _places(blocks, rank)]
+        for rank in range(ranks.size)
+    ]
+    sizes = [sum(piece.numel() for piece in its) for its in pieces]
+    sent = own[0].new_zeros(max(sizes))
+    torch.cat([x.flatten() for x in own], out=sent[: sizes[ranks.rank]])
+    received = [torch.empty_like(sent) for _ in sizes]
+    dist.all_gather(received, sent)
+    for its, size, values in zip(pieces, sizes, received, strict=True):
+        parts = values[:size].split([piece.numel() for piece in its])
+        for piece, part in zip(its, parts, strict=True):
+            piece.copy_(part.view_as(piece))
+    return whole
+
+
+def _places(blocks: Shares, rank: int) -> list[slice]:
+    """Where a process's rows of each block stand."""
+    starts = itertools.accumulate(map(sum, blocks[:-1]), initial=0)
+    pairs = zip(starts, blocks, strict=True)
+    before = [(start + sum(sizes[:rank]), sizes[rank]) for start, sizes in pairs]
+    return [slice(at, at + n) for at, n in before]
+
+
+class GradientSum:
+    """Sum over processes of gradients, all of them in one message.
 
     Parameters
     ----------
@@ -155,74 +217,21 @@ class GradientMean:
         self._ranks, self._parameters = ranks, list(parameters)
         self._memory: Tensor | None = None
 
-    def take(self) -> None:
-        """Replace gradients by their mean; one that no process has stays None."""
+    def take(self, more: Tensor) -> Tensor:
+        """Replace gradients by their sum; that of `more`, values to go with them.
+
+        A gradient that is None is so in every process, as all run the same parts of the network.
+        """
         if self._ranks.alone:
-            return
-        somewhere = self._ranks.mean([float(p.grad is not None) for p in self._parameters])
-        learning = [p for p, share in zip(self._parameters, somewhere, strict=True) if share]
-        sizes = [p.numel() for p in learning]
-        if self._memory is None:
-            self._memory = self._parameters[0].new_empty(sum(p.numel() for p in self._parameters))
-        used = self._memory[: sum(sizes)]
-        for p, part in zip(learning, used.split(sizes), strict=True):
-            if p.grad is None:
-                part.zero_()
-            else:
-                part.copy_(p.grad.flatten())
+            return more
+        learning = [p for p in self._parameters if p.grad is not None]
+        parts = [*(cast("Tensor", p.grad).flatten() for p in learning), more]
+        sizes = [len(part) for part in parts]
+        if self._memory is None or len(self._memory) < sum(sizes):
+            self._memory = more.new_empty(sum(sizes))
+        used = torch.cat(parts, out=self._memory[: sum(sizes)])
         dist.all_reduce(used)
-        used /= self._ranks.size
-        for p, part in zip(learning, used.split(sizes), strict=True):
-            p.grad = part.view_as(p)
-
-
-class _BatchNorm(nn.BatchNorm1d):
-    """Batch normalisation with the statistics of all processes' cells.
-
-    torch's own SyncBatchNorm refuses the CPU. Means and sums of squares of the processes are put
-    together as by Chan, Golub and LeVeque (1983); a process may have no cell.
-    """
-
-    ranks: Ranks
-
-    def forward(self, input: Tensor) -> Tensor:
-        """Normalise `input`, cells x features."""
-        if not self.training:
-            return super().forward(input)
-        own_mean = input.sum(0) / max(len(input), 1)
-        own = [torch.full_like(own_mean, len(input)), own_mean, (input - own_mean).square().sum(0)]
-        every = self.ranks.gather(torch.stack(own)[None], [1] * self.ranks.size)
-        n, means, squares = every.unbind(1)
-        mean = (n * means).sum(0) / n.sum(0)
-        total = (squares + n * (means - mean).square()).sum(0)
-        self._remember(mean.detach(), (total / (n.sum(0) - 1)).detach())
-        scale = self.weight * torch.rsqrt(total / n.sum(0) + self.eps)
-        return (input - mean) * scale + self.bias
-
-    @torch.no_grad()
-    def _remember(self, mean: Tensor, variance: Tensor) -> None:
-        for running, value in ((self.running_mean, mean), (self.running_var, variance)):
-            cast("Tensor", running).lerp_(value, cast("float", self.momentum))
-        cast("Tensor", self.num_batches_tracked).add_(1)
-
-
-def share_statistics(network: nn.Module, ranks: Ranks) -> None:
-    """Let batch normalisation use the cells of all processes; weights stay the same objects."""
-    if not ranks.alone:
-        _swap(network, nn.BatchNorm1d, _BatchNorm, ranks=ranks)
-
-
-def part_statistics(network: nn.Module) -> None:
-    """Undo :func:`share_statistics`."""
-    _swap(network, _BatchNorm, nn.BatchNorm1d)
-
-
-def _swap(network: nn.Module, old: type, new: type[nn.BatchNorm1d], **attributes: Any) -> None:
-    for module in list(network.modules()):
-        for name, child in module.named_children():
-            if not isinstance(child, nn.BatchNorm1d) or type(child) is not old:
-                continue
-            layer = new(child.num_features, child.eps, child.momentum)
-            layer._parameters, layer._buffers = child._parameters, child._buffers
-            vars(layer).update(attributes, training=child.training)
-            setattr(module, name, layer)
+        *gradients, found = cast("Sequence[Tensor]", used.split(sizes))
+        for p, gradient in zip(learning, gradients, strict=True):
+            p.grad = gradient.view_as(p)
+        return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from contextlib import nullcontext
 from typing import cast
 
 import torch
@@ -13,6 +14,7 @@ from ._config import TrainingConfig
 from ._data import Batch
 from ._decoding import Decoding, Job, decoding_losses, discriminator_losses
 from ._network import UnitedNetwork
+from ._process import drawing_apart
 from ._ranks import Ranks
 from ._values import Values
 
@@ -58,34 +60,29 @@ class Tasks:
 
     def codes(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Codes of all modalities (cells x modalities x n_latent), and which count (bool)."""
-        read = self._read(batch)
-        usable = self._usable(batch)
-        if batch.complete and all(usable):
-            codes = [self.network.encode_read(m, x) for m, x in enumerate(read) if x is not None]
-            return torch.stack(codes, 1), batch.observed
-        shape = (len(batch), len(read), self.network.config.n_latent)
+        fewest = 2 if self.network.training else 1  # for batch statistics
+        enough = [len(rows) >= fewest for rows in batch.rows]
+        usable = [m for m, one in enumerate(enough) if one]
+        shares = [[self._sizes(batch, batch.observed[:, m])] for m in usable]
+        hidden = self.ranks.gather((self._wide(batch, m) for m in usable), shares)
+        codes = (self.network.after_wide(m, x) for m, x in zip(usable, hidden, strict=True))
+        if batch.complete and all(enough):
+            return torch.stack(list(codes), 1), batch.observed
+        shape = (len(batch), len(enough), self.network.config.n_latent)
         found = torch.zeros(shape, device=self.device)
-        for m, (x, rows) in enumerate(zip(read, batch.rows, strict=True)):
-            if x is not None and usable[m]:
-                found[rows, m] = self.network.encode_read(m, x)
-        return found, self._counted(batch.observed, usable)
+        for m, code in zip(usable, codes, strict=True):
+            found[batch.rows[m], m] = code
+        return found, batch.observed & torch.tensor(enough, device=self.device)
 
-    def _usable(self, batch: Batch) -> list[bool]:
-        """Whether each modality has cells enough, in training for batch statistics."""
-        fewest = 2 if self.network.training else 1
-        if batch.complete:
-            return [len(batch.all_observed) >= fewest] * len(batch.x)
-        counts: list[int] = batch.all_observed.sum(0).tolist()
-        return [n >= fewest for n in counts]
+    def _wide(self, batch: Batch, m: int) -> Tensor:
+        """Put this process's cells through the first layer of an encoder."""
+        x, ranks = cast("Values", self._read(batch)[m]), self.ranks
+        with nullcontext() if ranks.alone else drawing_apart(ranks.rank):
+            return self.network.encode_wide(m, x)
 
-    def _counted(self, observed: Tensor, usable: list[bool]) -> Tensor:
-        return observed & torch.tensor(usable, device=self.device)
-
-    def _everywhere(self, batch: Batch) -> Tensor:
-        """Which codes of the whole mini-batch count, as :meth:`codes` says of this process's."""
-        if batch.complete:
-            return batch.all_observed
-        return self._counted(batch.all_observed, self._usable(batch))
+    def _sizes(self, batch: Batch, counted: Tensor) -> list[int]:
+        """How many of the cells that are counted each process has."""
+        return self.ranks.sizes(len(batch), None if batch.complete else counted)
 
     def _read(self, batch: Batch) -> list[Values | None]:
         """Values of a mini-batch, standardised unless sparse; kept until another one is read."""
@@ -112,7 +109,7 @@ class Tasks:
         read = self._read(batch)
         total, terms = decoding_losses(self.network, self.config, decodings, batch.x, read)
         if self.config.weight("contrastive"):
-            values = self._contrastive(batch, codes)
+            values = self._contrastive(batch, codes, observed)
             if values:
                 contrastive = torch.stack(values).mean()
                 total = total + self.config.weight("contrastive") * contrastive
@@ -125,18 +122,16 @@ class Tasks:
         Cross-entropy with labels, or with the groups that training starts from; without labels also
         divergence clustering and entropy.
         """
-        labels = batch.all_labels
-        sizes = self._sizes(batch)
+        labels = batch.labels
         if not batch.complete:
-            usable, mine = self._everywhere(batch).any(1), observed.any(1)
-            codes, observed, labels = codes[mine], observed[mine], labels[usable]
-            sizes = self.ranks.sizes(usable)
+            usable = observed.any(1)
+            codes, observed, labels = codes[usable], observed[usable], labels[usable]
         if len(labels) < 2:
             return {}
         fused = self._fused(codes, observed, learn=True)
         terms: dict[str, list[Tensor]] = defaultdict(list)
         for head in self.network.heads:
-            logits, projected = (self.ranks.gather(one, sizes) for one in head(fused))
+            logits, projected = head(fused)
             if self.config.weight("cross_entropy"):
                 loss = _losses.cross_entropy_loss(logits, labels, self.class_weights)
                 terms["cross_entropy"].append(loss)
@@ -144,9 +139,6 @@ class Tasks:
                 for name, value in self.clustering(logits, projected).items():
                     terms[name].append(value)
         return _means(terms)
-
-    def _sizes(self, batch: Batch) -> list[int]:
-        return self.ranks.sizes(torch.ones(len(batch.all_labels), dtype=torch.bool))
 
     def clustering(self, logits: Tensor, projected: Tensor) -> Terms:
         """Divergence clustering and entropy of one head, which finds groups without labels."""
@@ -189,9 +181,10 @@ class Tasks:
 
         Cells that lack the target, or what it is decoded from, are left out.
         """
-        rows, everywhere = batch.rows[target], self._everywhere(batch)
+        rows, own = batch.rows[target], self.ranks.part(len(batch))
         n = codes.shape[1]
         adversarial = bool(self.network.discriminators) and self.config.weight("generator") > 0
+        one_hot = self.network.one_hot(batch.batches)
         jobs = []
         for source in range(n + (fused is not None and n > 1)):
             name = "reconstruction" if source == target else "translation"
@@ -200,22 +193,22 @@ class Tasks:
                 continue
             code = codes[:, source] if source < n else cast("Tensor", fused)
             here: Tensor | None = None
-            one_hot = self.network.one_hot(batch.batches)
-            n_cells = len(batch.all_labels)
+            condition = one_hot
+            counted = batch.observed[:, target]
             if not batch.complete:
-                counted = everywhere[:, source] if source < n else everywhere.any(1)
-                n_cells = int((batch.all_observed[:, target] & counted).sum())
-                seen = observed[rows, source] if source < n else observed[rows].any(1)
-                here = seen.nonzero()[:, 0]
-                code = code[rows[here]]
-                one_hot = None if one_hot is None else one_hot[rows[here]]
-            if n_cells >= 2:
-                jobs.append(Job(name, judged, here, code, one_hot, n_cells / self.ranks.size))
-        return Decoding(target, jobs)
+                usable = observed[:, source] if source < n else observed.any(1)
+                here = usable[own][counted[own]].nonzero()[:, 0]
+                seen = rows[usable[rows]]
+                code = code[seen]
+                condition = None if one_hot is None else one_hot[seen]
+                counted = counted & usable
+            if len(code) >= 2:
+                sizes = self._sizes(batch, counted)
+                jobs.append(Job(name, judged, code, condition, here, sizes))
+        return Decoding(target, jobs, self.ranks)
 
-    def _contrastive(self, batch: Batch, codes: Tensor) -> list[Tensor]:
-        groups = batch.all_labels  # given, or those that training starts from
-        codes, observed = self.ranks.gather(codes, self._sizes(batch)), self._everywhere(batch)
+    def _contrastive(self, batch: Batch, codes: Tensor, observed: Tensor) -> list[Tensor]:
+        groups = batch.labels  # given, or those that training starts from
         values = []
         for a in range(codes.shape[1]):
             for b in range(a + 1, codes.shape[1]):

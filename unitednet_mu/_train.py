@@ -22,8 +22,7 @@ from ._interrupt import Interrupted
 from ._network import Encoder, UnitedNetwork
 from ._noise import choose_input_dropout
 from ._phase import Phase, Plan
-from ._process import draw_apart, random_states, set_random_states, threads_for
-from ._ranks import part_statistics, share_statistics
+from ._process import draw_from, new_seed, random_states, set_random_states, threads_for
 from ._session import Session, State
 from ._setup import default_batch_size, default_epochs, split_cells
 from ._steps import Steps
@@ -170,7 +169,7 @@ class Trainer:
                     resumed = None
                 self._run(phase, number, bar)
                 self.network.load_state_dict(phase.best_state)
-            part_statistics(self.network)
+                self.ranks.agree(self.network)  # statistics, which no message brought together
             if self.find_groups:
                 keep_best_head(self.network, self.config, self.data, self.train_cells)
         self.network.eval()
@@ -190,9 +189,8 @@ class Trainer:
     def _begin(self, plan: Plan) -> Phase:
         n_steps = plan.n_epochs * self._steps_per_epoch(plan.identify)
         self.ranks.agree(self.network)
-        share_statistics(self.network, self.ranks)
         if not self.ranks.alone:
-            draw_apart(self.ranks.rank)  # or all would drop the same units
+            draw_from(self.ranks.of_first(new_seed))
         judged = bool(len(self.held_out))
         return Phase(self.network, self.config, plan, n_steps, judged=judged, ranks=self.ranks)
 
@@ -204,7 +202,8 @@ class Trainer:
         )
         try:
             while not phase.over:
-                self._heed_interruption()
+                if self.ranks.any(self.session.stop.requested):
+                    raise self._interrupted()
                 row = self._epoch(phase, tasks, judged)
                 self.rows.append(row)
                 if phase.judged:
@@ -246,9 +245,8 @@ class Trainer:
             | {f"val_{term}": value for term, value in held_out.items()}
         )
 
-    def _heed_interruption(self) -> None:
-        if self.ranks.any(self.session.stop.requested):
-            raise Interrupted(f"interrupted in epoch {len(self.rows)}")
+    def _interrupted(self) -> Interrupted:
+        return Interrupted(f"interrupted in epoch {len(self.rows)}")
 
     def _diverged(self) -> Diverged:
         return Diverged(
@@ -264,18 +262,19 @@ class Trainer:
     def _train_epoch(self, phase: Phase, tasks: Tasks) -> dict[str, float]:
         """Step through all training cells; mean of every term."""
         self.network.train()
-        steps = Steps(tasks, phase.optimisers, phase.averaged)
+        stop = self.session.stop
+        steps = Steps(tasks, phase.optimisers, phase.averaged, lambda: stop.requested)
         values: dict[str, list[float]] = defaultdict(list)
         order = self.data.shuffled(self.train_cells, self.batch_size, self.rng)
         batches = self._at_hand.batches_of(order, self.batch_size, self.device, self.ranks)
         for _, batch in batches:
             for terms in steps.of(batch, identify=phase.plan.identify):
-                found = self.ranks.mean([float(value.detach()) for value in terms.values()])
-                for term, value in zip(terms, found, strict=True):
+                for term, value in terms.items():
                     values[term].append(value)
                     if not math.isfinite(value):
                         raise self._diverged()
-                self._heed_interruption()
+                if steps.stopped:
+                    raise self._interrupted()
             if values and math.isnan(phase.first_loss):
                 phase.first_loss = self._judged_value(_means(values))
         return _means(values)

@@ -38,7 +38,7 @@ from unitednet_mu._model import Model
 from unitednet_mu._network import ModalityShape, UnitedNetwork
 from unitednet_mu._phase import Phase, Plan
 from unitednet_mu._presets import settings
-from unitednet_mu._ranks import Ranks, share_statistics
+from unitednet_mu._ranks import Ranks
 from unitednet_mu._setup import set_statistics
 from unitednet_mu._steps import Steps
 from unitednet_mu._tasks import Tasks
@@ -103,7 +103,7 @@ def our_epoch(
 ) -> Epoch:
     """An epoch of this package's engine, of several processes if there are."""
     ranks = ranks or Ranks()
-    share_statistics(network.train(), ranks)
+    network.train()
     tasks = Tasks(network, config, torch.ones(N_GROUPS), ranks)
     plan = Plan("train", 1, identify=True)
     phase = Phase(network, config, plan, 10**5, judged=False, ranks=ranks)
