@@ -487,7 +487,7 @@ def test_strongest_whatever_a_sample_of_rows_says(rng, monkeypatch, tail, k):
     monkeypatch.setattr(_deeplift, "_FEWEST_SAMPLED", 1)
     monkeypatch.setattr(_deeplift, "_RANKED", 200)
     strength = torch.as_tensor(values)
-    row, column = _deeplift.strongest(lambda a, b: strength[a:b], values.shape, k)
+    row, column = _deeplift.strongest(lambda rows: strength[rows], values.shape, k)
     expected = np.flatnonzero(values)
     order = np.argsort(-values.flat[expected], kind="stable")[:k]
     found = row.numpy() * 50 + column.numpy()

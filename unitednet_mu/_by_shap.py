@@ -231,5 +231,5 @@ def _strongest(means: Tensor, top_k: int | None, n_cells: int) -> list[Any]:
         return [mean.numpy() for mean in means]
     means = means if n_cells else torch.zeros_like(means)
     shape = means.shape[1], means.shape[2]
-    row, column = strongest(lambda start, stop: means[1, start:stop], shape, top_k)
+    row, column = strongest(lambda rows: means[1, rows], shape, top_k)
     return as_csr([mean[row, column] for mean in means], row, column, shape)

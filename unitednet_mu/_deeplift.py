@@ -28,13 +28,14 @@ from ._network import Dropout
 
 Values = Any  # rows x features: scipy's CSR matrix or array, or a dense array
 Rows = NDArray[np.intp]
+RowsAt = slice | Tensor  # of a matrix: from, to, or their numbers
 
 #: Below this difference of inputs a secant gives way to the derivative (shap's threshold).
 TINY = 1e-6
 #: Source x target features of a block of the last wide product, rewritten in cache cell after cell.
 _BLOCK, _BLOCK_ON_DEVICE = (512, 512), (4096, 8192)
 #: Strengths ranked at a time.
-_RANKED = 2**22
+_RANKED = 2**20
 #: Strengths looked at to guess a floor, and how many of them have to lie above it.
 _SAMPLED, _FEWEST_SAMPLED = 2**19, 64
 
@@ -256,14 +257,14 @@ def add_absolute(
 
 
 def strongest(
-    strength: Callable[[int, int], Tensor], shape: tuple[int, int], k: int
+    strength: Callable[[RowsAt], Tensor], shape: tuple[int, int], k: int
 ) -> tuple[Tensor, Tensor]:
     """Rows and columns of the `k` largest values above zero, in row-major order.
 
     Parameters
     ----------
     strength
-        Gives the values of the rows from a start to a stop.
+        Gives the values of some rows, a slice or their numbers.
     shape
         Rows and columns in all.
     """
@@ -275,31 +276,30 @@ def strongest(
     return where // shape[1], where % shape[1]
 
 
-def _likely_floor(strength: Callable[[int, int], Tensor], shape: tuple[int, int], k: int) -> float:
+def _likely_floor(strength: Callable[[RowsAt], Tensor], shape: tuple[int, int], k: int) -> float:
     """Return a value that rather more than `k` values exceed, judged by some rows; 0 if unsure."""
     n_rows = _SAMPLED // shape[1]
     expected = 2 * k * n_rows // shape[0]
     if n_rows >= shape[0] or not _FEWEST_SAMPLED <= expected < n_rows * shape[1]:
         return 0.0
-    rows = np.linspace(0, shape[0] - 1, n_rows).astype(int).tolist()
-    sample = torch.cat([strength(row, row + 1).flatten() for row in rows])
+    sample = strength(torch.from_numpy(np.linspace(0, shape[0] - 1, n_rows).astype(int))).flatten()
     return max(float(sample.topk(expected).values[-1]), 0.0)
 
 
 def _largest_above(
-    strength: Callable[[int, int], Tensor], shape: tuple[int, int], k: int, floor: float
+    strength: Callable[[RowsAt], Tensor], shape: tuple[int, int], k: int, floor: float
 ) -> Tensor:
     """Positions in the flattened matrix of up to `k` largest values above `floor`."""
     height = max(1, _RANKED // shape[1])
     best, where = torch.empty(0), torch.empty(0, dtype=torch.long)
     for start in range(0, shape[0], height):
-        values = strength(start, min(start + height, shape[0])).flatten()
+        values = strength(slice(start, start + height)).flatten()
         index = _above(values, floor)
         best = torch.cat([best.to(values), values[index]])
         where = torch.cat([where.to(index), index + start * shape[1]])
         if len(best) > 4 * k or (len(best) > k and start + height >= shape[0]):
-            best, order = torch.topk(best, k)
-            where, floor = where[order], float(best[-1])
+            best, order = torch.topk(best, k, sorted=False)
+            where, floor = where[order], float(best.min())
     return where
 
 

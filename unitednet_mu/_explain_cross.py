@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ._deeplift import (
     Rows,
+    RowsAt,
     add_absolute,
     as_csr,
     precise,
@@ -248,14 +249,16 @@ class CrossSums:
 
     def signed(self) -> Tensor:
         """Mean of signed values, source x target features; NaN without cells."""
-        return self._rows(0, self.shape[0], self.n_cells)
+        return self._rows(slice(None), self.n_cells, self.weight.new_empty(0))
 
-    def _rows(self, start: int, stop: int, n_cells: int) -> Tensor:
-        """Mean of signed values of the source features from `start` to `stop`."""
-        signed: Tensor = (self.factor[start:stop] / n_cells).to(self.weight) @ self.weight
+    def _rows(self, rows: RowsAt, n_cells: int, memory: Tensor) -> Tensor:
+        """Mean of signed values of some source features, in `memory`, whose size is changed."""
+        factor = (self.factor[rows] / n_cells).to(self.weight)
+        signed = memory.resize_(len(factor), self.shape[1])
+        torch.mm(factor, self.weight, out=signed)
         if self.direct is not None:
-            mean = (self.differences[start:stop] / n_cells).to(self.weight)
-            signed.addcmul_(mean[:, None], self.direct[start:stop])
+            mean = (self.differences[rows] / n_cells).to(self.weight)
+            signed.addcmul_(mean[:, None], self.direct[rows])
         return signed
 
     def signed_at(self, row: Tensor, column: Tensor) -> Tensor:
@@ -279,11 +282,10 @@ class CrossSums:
     def top(self, k: int) -> list[sparse.csr_matrix]:
         """Means of the strongest pairs."""
         n_cells, absolute = max(self.n_cells, 1), self.absolute
+        memory = self.weight.new_empty(0)  # used again, as freshly mapped memory is slow
 
-        def strength(start: int, stop: int) -> Tensor:
-            if absolute is not None:
-                return absolute[start:stop]
-            return self._rows(start, stop, n_cells).abs_()
+        def strength(rows: RowsAt) -> Tensor:
+            return self._rows(rows, n_cells, memory).abs_() if absolute is None else absolute[rows]
 
         row, column = strongest(strength, self.shape, k)
         signed = self.signed_at(row, column)

@@ -174,7 +174,7 @@ class _Comparison:
         if absolute is None or not sums.n_cells:
             return
         absolute /= sums.n_cells
-        row, column = strongest(lambda a, b: absolute[a:b], self.shape, self.n_top)
+        row, column = strongest(lambda rows: absolute[rows], self.shape, self.n_top)
         self.tops.append(row * self.shape[1] + column)
         self.ranked.append(absolute.flatten()[self.drawn].cpu().numpy())
         self.total = absolute if self.total is None else self.total.add_(absolute)
@@ -189,7 +189,7 @@ class _Comparison:
         return _Group(matrices, rank_correlation(np.stack(self.ranked)))
 
     def _strongest(self, mean: Tensor, top_k: int) -> list[sparse.csr_matrix]:
-        row, column = strongest(lambda a, b: mean[a:b], self.shape, top_k)
+        row, column = strongest(lambda rows: mean[rows], self.shape, top_k)
         signed = torch.stack([sums.signed_at(row, column) for sums in self.every])
         pair = row * self.shape[1] + column
         frequency = torch.stack([torch.isin(pair, top) for top in self.tops]).to(mean).mean(0)
