@@ -1,6 +1,6 @@
 """Wall time until held-out cells are predicted as well as the original ever does.
 
-python tests/benchmarks/time_to_loss.py DATA.h5mu ... --original CHECKOUT
+python tests/benchmarks/time_to_loss.py DATA.h5mu ... [--original CHECKOUT]
 [--epochs 30] [--whole] [--memory]
 
 A fifth of the cells is held out, of which at most 500 are predicted. The original is trained on the
@@ -9,8 +9,8 @@ clock stands still while held-out cells are predicted. So it does for this packa
 defaults (no refit), until its loss is no higher than the original's best, or with --whole to its
 end. The loss is the mean over all pairs of modalities, each with itself included: mean squared
 error in standard deviations of the training cells, or binary cross-entropy where a modality is 0
-and 1, as peaks are here. With --memory also the largest resident size of 20 epochs of ours above
-that before them.
+and 1, as peaks are here. With --memory also, or without the original only, the largest resident
+size of 20 epochs of ours above that before them.
 """
 
 from __future__ import annotations
@@ -226,11 +226,12 @@ def main(arguments: Sequence[str] | None = None) -> pd.DataFrame:
         rows = {
             path.stem: compare(path, chosen.original, chosen.epochs, whole=chosen.whole)
             for path in chosen.data
+            if chosen.original is not None
         }
     finally:
         torch.set_num_threads(before)
     table = pd.DataFrame(rows).T
-    if chosen.memory:
+    if chosen.memory or chosen.original is None:
         fresh = multiprocessing.get_context("spawn")
         for path in chosen.data:
             with fresh.Pool(1) as pool:
@@ -246,7 +247,7 @@ def _parser() -> argparse.ArgumentParser:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("data", nargs="+", type=Path, help="paired MuData with labels (.h5mu)")
-    parser.add_argument("--original", type=Path, required=True, help="checkout of the original")
+    parser.add_argument("--original", type=Path, help="checkout of the original")
     parser.add_argument("--epochs", type=int, default=30, help="of the original")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--whole", action="store_true", help="train ours to its end")
