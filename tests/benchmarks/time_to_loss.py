@@ -237,7 +237,8 @@ def main(arguments: Sequence[str] | None = None) -> pd.DataFrame:
             with fresh.Pool(1) as pool:
                 peak = pool.apply(memory_of_training, (path, chosen.threads))
             table.loc[path.stem, "peak memory of 20 epochs, MiB"] = peak
-    print(f"{chosen.epochs} epochs of the original, {chosen.threads} threads")
+    epochs = "" if chosen.original is None else f"{chosen.epochs} epochs of the original, "
+    print(f"{epochs}{chosen.threads} threads")
     print(table.round(4).T.to_string())
     return table
 
