@@ -7,7 +7,9 @@ import json
 import sys
 import time
 from functools import partial
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import mudata
@@ -573,6 +575,15 @@ def test_time_to_the_loss_of_a_poor_original(
     assert row["all seconds, unitednet_mu"] >= row["seconds to it, unitednet_mu"] > 0
     brief = time_to_loss.main(asked).loc[path.stem]
     assert brief["all seconds, unitednet_mu"] == brief["seconds to it, unitednet_mu"]
+
+
+def test_memory_without_the_original(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a process of its own, which a thread stands in for here; nothing is compared."""
+    context = SimpleNamespace(Pool=ThreadPool)
+    monkeypatch.setattr(time_to_loss.multiprocessing, "get_context", lambda _: context)
+    monkeypatch.setattr(time_to_loss, "memory_of_training", lambda *asked: float(len(asked)))
+    table = time_to_loss.main([str(path)])
+    assert table.to_dict() == {"peak memory of 20 epochs, MiB": {path.stem: 2.0}}
 
 
 def test_overlap(capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,6 +6,7 @@ Letters in shapes as in `_deeplift`.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -77,6 +78,11 @@ class InputSide:
         self.weight = weight.to(self.dtype)
         self.background = self.values(x, rows)
         self.of_background = self.hidden(self.background)
+
+    @cached_property
+    def by_feature(self) -> Tensor:
+        """Weights, features x H: those of one feature side by side in memory."""
+        return self.weight.T.contiguous()
 
     def values(self, x: Values, rows: Rows) -> Tensor:
         """Rows of `x` relative to `shift`, rows x features."""
@@ -164,7 +170,6 @@ class SummedAttributions:
 
     def __init__(self, side: InputSide, total: Tensor) -> None:
         self._side, self._total, self.n_cells = side, total, 0
-        self._by_feature = side.weight.T.contiguous()
         self._maps = total.new_zeros(())
 
     def add(self, values: Tensor, maps: Tensor) -> None:
@@ -176,14 +181,14 @@ class SummedAttributions:
 
     def subtract_background(self) -> None:
         """Take away the background's term of all cells added, after the last of them."""
-        of_background = (self._maps / -self._maps.shape[1]).to(self._by_feature)
+        of_background = (self._maps / -self._maps.shape[1]).to(self._side.weight)
         for row, multipliers in zip(self._side.background, of_background.unbind(1), strict=True):
             self._add_row(row, multipliers)
 
     def _add_row(self, row: Tensor, multipliers: Tensor) -> None:
         """Add a row's features, given multipliers of the wide layer's output (R x H)."""
         for features in torch.nonzero(row).squeeze(1).split(block_shape(self._side.device)[0]):
-            through = self._by_feature[features].mul_(row[features, None])
+            through = self._side.by_feature[features].mul_(row[features, None])
             self._total[features] += (through @ multipliers.T).to(self._total.dtype)
 
 
