@@ -10,7 +10,14 @@ from hypothesis import strategies as st
 from scipy import sparse
 from torch import nn
 
-from unitednet_mu import _deeplift, _deeplift_input, _explain, _explain_chain, _explain_cross
+from unitednet_mu import (
+    _deeplift,
+    _deeplift_input,
+    _explain,
+    _explain_chain,
+    _explain_cross,
+    _strongest,
+)
 from unitednet_mu._config import NetworkConfig
 from unitednet_mu._explain import ExplainSample, group_relevance
 from unitednet_mu._explain_cells import cell_cross_relevance, cell_group_relevance
@@ -413,7 +420,7 @@ def test_blocks_and_chunks_do_not_matter(monkeypatch):
     whole, signed, groups = run(), run(False), group_relevance(network, cells, background)
     top = run(top_k=7)
     monkeypatch.setattr(_deeplift, "_BLOCK", (2, 4))
-    monkeypatch.setattr(_deeplift, "_RANKED", 10)
+    monkeypatch.setattr(_strongest, "_RANKED", 10)
     monkeypatch.setattr(_explain, "_CHUNK_CELLS", 3)
     monkeypatch.setattr(_explain_cross, "_PAIRS", 2)
     for blocked, unblocked in zip([*run(), *run(False)], [*whole, *signed], strict=True):
@@ -477,21 +484,22 @@ def test_top_k_keeps_the_strongest_pairs(absolute, top_k):
 @pytest.mark.parametrize("tail", ["even", "in few rows", "in rows not sampled"])
 @pytest.mark.parametrize("k", [1, 40, 300, 2900, 5000])
 def test_strongest_whatever_a_sample_of_rows_says(rng, monkeypatch, tail, k):
-    values = rng.standard_exponential((60, 50))
+    values = rng.standard_exponential((60, 50)) * rng.choice((-1, 1), (60, 50))
     values[rng.random((60, 50)) < 0.05] = 0
     if tail == "in few rows":
         values[:3] *= 100
     if tail == "in rows not sampled":
         values[np.linspace(0, 59, 10).astype(int)] *= 1e-3
-    monkeypatch.setattr(_deeplift, "_SAMPLED", 500)
-    monkeypatch.setattr(_deeplift, "_FEWEST_SAMPLED", 1)
-    monkeypatch.setattr(_deeplift, "_RANKED", 200)
-    strength = torch.as_tensor(values)
-    row, column = _deeplift.strongest(lambda rows: strength[rows], values.shape, k)
+    monkeypatch.setattr(_strongest, "_SAMPLED", 500)
+    monkeypatch.setattr(_strongest, "_FEWEST_SAMPLED", 1)
+    monkeypatch.setattr(_strongest, "_RANKED", 200)
+    matrix = torch.as_tensor(values)
+    row, column, found = _strongest.strongest(lambda rows: matrix[rows], values.shape, k)
     expected = np.flatnonzero(values)
-    order = np.argsort(-values.flat[expected], kind="stable")[:k]
-    found = row.numpy() * 50 + column.numpy()
-    np.testing.assert_array_equal(found, np.sort(expected[order]))
+    order = np.argsort(-np.abs(values.flat[expected]), kind="stable")[:k]
+    places = row.numpy() * 50 + column.numpy()
+    np.testing.assert_array_equal(places, np.sort(expected[order]))
+    np.testing.assert_array_equal(found.numpy(), values.flat[places])
 
 
 def test_values_add_up_and_absolute_bounds_signed():

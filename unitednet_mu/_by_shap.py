@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ._deeplift import Rows, Values, as_csr, precise, strongest
+from ._deeplift import Rows, Values, precise
 from ._deeplift_input import dense_rows
 from ._explain import (
     ExplainSample,
@@ -30,6 +30,7 @@ from ._explain_chain import CrossChain
 from ._explain_cross import CrossRelevance
 from ._gap import Gap
 from ._network import UnitedNetwork
+from ._strongest import as_csr, strongest
 
 
 class _Encoder(nn.Module):
@@ -231,5 +232,5 @@ def _strongest(means: Tensor, top_k: int | None, n_cells: int) -> list[Any]:
         return [mean.numpy() for mean in means]
     means = means if n_cells else torch.zeros_like(means)
     shape = means.shape[1], means.shape[2]
-    row, column = strongest(lambda rows: means[1, rows], shape, top_k)
+    row, column, _ = strongest(lambda rows: means[1, rows], shape, top_k)
     return as_csr([mean[row, column] for mean in means], row, column, shape)

@@ -20,7 +20,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy import sparse
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -34,10 +33,6 @@ RowsAt = slice | Tensor  # of a matrix: from, to, or their numbers
 TINY = 1e-6
 #: Source x target features of a block of the last wide product, rewritten in cache cell after cell.
 _BLOCK, _BLOCK_ON_DEVICE = (512, 512), (4096, 8192)
-#: Strengths ranked at a time.
-_RANKED = 2**20
-#: Strengths looked at to guess a floor, and how many of them have to lie above it.
-_SAMPLED, _FEWEST_SAMPLED = 2**19, 64
 
 _POINTWISE: tuple[type[nn.Module], ...] = (
     *(nn.LeakyReLU, nn.ReLU, nn.ELU, nn.SELU, nn.CELU, nn.GELU),
@@ -254,65 +249,3 @@ def add_absolute(
             total.numpy()[features.numpy(), columns] += several.numpy()
         else:
             total[:, columns].index_add_(0, features, several)
-
-
-def strongest(
-    strength: Callable[[RowsAt], Tensor], shape: tuple[int, int], k: int
-) -> tuple[Tensor, Tensor]:
-    """Rows and columns of the `k` largest values above zero, in row-major order.
-
-    Parameters
-    ----------
-    strength
-        Gives the values of some rows, a slice or their numbers.
-    shape
-        Rows and columns in all.
-    """
-    floor = _likely_floor(strength, shape, k)
-    where = _largest_above(strength, shape, k, floor)
-    if floor and len(where) < k:  # the sample promised too much
-        where = _largest_above(strength, shape, k, 0.0)
-    where = where.sort().values
-    return where // shape[1], where % shape[1]
-
-
-def _likely_floor(strength: Callable[[RowsAt], Tensor], shape: tuple[int, int], k: int) -> float:
-    """Return a value that rather more than `k` values exceed, judged by some rows; 0 if unsure."""
-    n_rows = _SAMPLED // shape[1]
-    expected = 2 * k * n_rows // shape[0]
-    if n_rows >= shape[0] or not _FEWEST_SAMPLED <= expected < n_rows * shape[1]:
-        return 0.0
-    sample = strength(torch.from_numpy(np.linspace(0, shape[0] - 1, n_rows).astype(int))).flatten()
-    return max(float(sample.topk(expected).values[-1]), 0.0)
-
-
-def _largest_above(
-    strength: Callable[[RowsAt], Tensor], shape: tuple[int, int], k: int, floor: float
-) -> Tensor:
-    """Positions in the flattened matrix of up to `k` largest values above `floor`."""
-    height = max(1, _RANKED // shape[1])
-    best, where = torch.empty(0), torch.empty(0, dtype=torch.long)
-    for start in range(0, shape[0], height):
-        values = strength(slice(start, start + height)).flatten()
-        index = _above(values, floor)
-        best = torch.cat([best.to(values), values[index]])
-        where = torch.cat([where.to(index), index + start * shape[1]])
-        if len(best) > 4 * k or (len(best) > k and start + height >= shape[0]):
-            best, order = torch.topk(best, k, sorted=False)
-            where, floor = where[order], float(best.min())
-    return where
-
-
-def _above(values: Tensor, floor: float) -> Tensor:
-    """Positions of values above `floor`."""
-    if values.device.type == "cpu":  # numpy's search takes a quarter of the time of torch's
-        return torch.from_numpy(np.flatnonzero(values.numpy() > floor))
-    return torch.nonzero(values > floor).squeeze(1)
-
-
-def as_csr(
-    values: Sequence[Tensor], row: Tensor, column: Tensor, shape: tuple[int, int]
-) -> list[sparse.csr_matrix]:
-    """Values of the same pairs as sparse matrices."""
-    index = row.cpu().numpy(), column.cpu().numpy()
-    return [sparse.csr_matrix((one.cpu().numpy(), index), shape) for one in values]

@@ -188,8 +188,8 @@ class SummedAttributions:
     def _add_row(self, row: Tensor, multipliers: Tensor) -> None:
         """Add a row's features, given multipliers of the wide layer's output (R x H)."""
         for features in torch.nonzero(row).squeeze(1).split(block_shape(self._side.device)[0]):
-            through = self._side.by_feature[features].mul_(row[features, None])
-            self._total[features] += (through @ multipliers.T).to(self._total.dtype)
+            through = self._side.by_feature.index_select(0, features).mul_(row[features, None])
+            self._total.index_add_(0, features, (through @ multipliers.T).to(self._total.dtype))
 
 
 class EncoderChain:

@@ -20,9 +20,7 @@ from ._deeplift import (
     Rows,
     RowsAt,
     add_absolute,
-    as_csr,
     precise,
-    strongest,
 )
 from ._deeplift_input import SummedAttributions
 from ._explain import (
@@ -36,6 +34,7 @@ from ._explain import (
 from ._explain_chain import CrossChain, multiplied_out
 from ._gap import Gap
 from ._network import UnitedNetwork
+from ._strongest import as_csr, strongest
 
 #: Pairs of features looked up at a time.
 _PAIRS = 2**14
@@ -284,10 +283,9 @@ class CrossSums:
         n_cells, absolute = max(self.n_cells, 1), self.absolute
         memory = self.weight.new_empty(0)  # used again, as freshly mapped memory is slow
 
-        def strength(rows: RowsAt) -> Tensor:
-            return self._rows(rows, n_cells, memory).abs_() if absolute is None else absolute[rows]
+        def values(rows: RowsAt) -> Tensor:
+            return self._rows(rows, n_cells, memory) if absolute is None else absolute[rows]
 
-        row, column = strongest(strength, self.shape, k)
-        signed = self.signed_at(row, column)
-        means = [signed] if absolute is None else [signed, absolute[row, column] / n_cells]
+        row, column, found = strongest(values, self.shape, k)
+        means = [found] if absolute is None else [self.signed_at(row, column), found / n_cells]
         return as_csr(means, row, column, self.shape)

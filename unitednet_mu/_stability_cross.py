@@ -16,13 +16,13 @@ from numpy.typing import NDArray
 from scipy import sparse
 from torch import Tensor
 
-from ._deeplift import as_csr, strongest
 from ._explain import ExplainSample, Floats, Progress, check_samples, inference
 from ._explain_chain import CrossChain
 from ._explain_cross import CrossRelevance, CrossSums
 from ._gap import Gap
 from ._network import UnitedNetwork
 from ._stability import rank_correlation
+from ._strongest import as_csr, strongest
 
 #: Pairs that rank correlations are computed over; where there are more, as many drawn at random.
 _RANKED_PAIRS = 250_000
@@ -174,7 +174,7 @@ class _Comparison:
         if absolute is None or not sums.n_cells:
             return
         absolute /= sums.n_cells
-        row, column = strongest(lambda rows: absolute[rows], self.shape, self.n_top)
+        row, column, _ = strongest(lambda rows: absolute[rows], self.shape, self.n_top)
         self.tops.append(row * self.shape[1] + column)
         self.ranked.append(absolute.flatten()[self.drawn].cpu().numpy())
         self.total = absolute if self.total is None else self.total.add_(absolute)
@@ -189,11 +189,11 @@ class _Comparison:
         return _Group(matrices, rank_correlation(np.stack(self.ranked)))
 
     def _strongest(self, mean: Tensor, top_k: int) -> list[sparse.csr_matrix]:
-        row, column = strongest(lambda rows: mean[rows], self.shape, top_k)
+        row, column, strength = strongest(lambda rows: mean[rows], self.shape, top_k)
         signed = torch.stack([sums.signed_at(row, column) for sums in self.every])
         pair = row * self.shape[1] + column
         frequency = torch.stack([torch.isin(pair, top) for top in self.tops]).to(mean).mean(0)
-        values = [signed.mean(0), mean[row, column], signed.std(0), frequency]
+        values = [signed.mean(0), strength, signed.std(0), frequency]
         return as_csr(values, row, column, self.shape)
 
     def _dense(self, mean: Tensor) -> list[Floats]:
