@@ -172,17 +172,23 @@ class SummedAttributions:
         self._side, self._total, self.n_cells = side, total, 0
         self._maps = total.new_zeros(())
 
-    def add(self, values: Tensor, maps: Tensor) -> None:
-        """Add cells; arguments are those of `InputSide.attributions`."""
-        for row, multipliers in zip(values, maps.mean(2), strict=True):
+    def add(self, values: Tensor, inner: Tensor, outer: Tensor) -> None:
+        """Add cells; arguments are those of `InputSide.attributions_through`.
+
+        Means over the background and sums over cells are products themselves: the multipliers of
+        single pairs of a cell and a background row are never multiplied out.
+        """
+        mean = outer.flatten(1, 2).mT @ inner.flatten(1, 2) / inner.shape[2]
+        for row, multipliers in zip(values, mean, strict=True):
             self._add_row(row, multipliers)
-        self._maps = self._maps + maps.sum(0)
+        of_cells = outer.flatten(0, 1).permute(1, 2, 0) @ inner.flatten(0, 1).transpose(0, 1)
+        self._maps = self._maps + of_cells
         self.n_cells += len(values)
 
     def subtract_background(self) -> None:
         """Take away the background's term of all cells added, after the last of them."""
-        of_background = (self._maps / -self._maps.shape[1]).to(self._side.weight)
-        for row, multipliers in zip(self._side.background, of_background.unbind(1), strict=True):
+        of_background = (self._maps / -len(self._maps)).to(self._side.weight)
+        for row, multipliers in zip(self._side.background, of_background, strict=True):
             self._add_row(row, multipliers)
 
     def _add_row(self, row: Tensor, multipliers: Tensor) -> None:

@@ -164,7 +164,7 @@ class CrossSums:
     def gather(self, rows: Rows, gap: Gap, absolute: bool) -> Iterator[int]:
         """Sum over a group's cells, with or without absolute values; yield how many are added."""
         chain = self.chain
-        through = absolute and chain.is_narrow(chain.n_outputs)  # signed means need the maps
+        through = not absolute or chain.is_narrow(chain.n_outputs)
         pair_size = chain.pair_size(chain.n_outputs, through=through)
         self.start(absolute)
         for chunk in chunks_of(rows, pair_size, chain.network):
@@ -207,10 +207,9 @@ class CrossSums:
         Computed from the wide layer's output on; `settle` checks the sum over cells of what the
         features account for against the sum of these.
         """
-        side, maps = self.chain.encoder.side, multiplied_out(inner, outer)
-        self.signed_sums.add(values, maps)
-        hidden = (side.hidden(values)[:, None] - side.of_background).to(maps.dtype)
-        totals = torch.einsum("crbh,cbh->cr", maps, hidden).to(self.factor.dtype) / maps.shape[2]
+        self.signed_sums.add(values, inner, outer)
+        pairs = self.chain.encoder.totals(values, inner).flatten(1).unsqueeze(1)
+        totals = (pairs @ outer.flatten(1, 2) / outer.shape[2]).squeeze(1).to(self.factor.dtype)
         self.expected += totals.sum(0)
         return totals
 
