@@ -39,6 +39,7 @@ import _table
 import _tasks
 import ablation
 import accuracy
+import explain
 import markers
 import niche
 import overlap
@@ -511,6 +512,25 @@ def test_arithmetic_of_an_epoch() -> None:
     network = NetworkConfig(n_hidden=(1,), discriminators=True)
     products = 15 + 9 + 4 * 2
     assert speed.arithmetic(network, size) == 2 * 2 * products
+
+
+def test_speed_of_explanations(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Both kinds of means are timed at three sizes, and values are shap's."""
+    for name, value in (("N_PEAKS", 300), ("N_GENES", 120), ("_MATRIX", 64)):
+        monkeypatch.setattr(explain, name, value)
+    table = explain.main(["--cells", "40", "--shap-cells", "1", "--shap-outputs", "2"])
+    values = table.set_index("what")["value"]
+    for kind in ("absolute", "signed"):
+        seconds = [values[f"{kind} means, {n} cells"] for n in (10, 20, 40)]
+        assert min(seconds) > 0
+        of_shap = values["shap.DeepExplainer, a cell and output"] / 1e3
+        ratio = of_shap * 120 / (seconds[-1] / 40)
+        assert values[f"shap, times as long as {kind} means"] == pytest.approx(ratio)
+    assert values["absolute means, share of the peak"] > 0
+    assert values["largest difference to shap, float64, relative"] < 1e-8
+    assert "GFLOP/s" in capsys.readouterr().out
 
 
 def test_processes(capsys: pytest.CaptureFixture[str]) -> None:
