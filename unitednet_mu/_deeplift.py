@@ -27,7 +27,6 @@ from ._network import Dropout
 
 Values = Any  # rows x features: scipy's CSR matrix or array, or a dense array
 Rows = NDArray[np.intp]
-RowsAt = slice | Tensor  # of a matrix: from, to, or their numbers
 
 #: Below this difference of inputs a secant gives way to the derivative (shap's threshold).
 TINY = 1e-6

@@ -18,7 +18,6 @@ from torch import Tensor
 
 from ._deeplift import (
     Rows,
-    RowsAt,
     add_absolute,
     precise,
 )
@@ -34,7 +33,7 @@ from ._explain import (
 from ._explain_chain import CrossChain, multiplied_out
 from ._gap import Gap
 from ._network import UnitedNetwork
-from ._strongest import as_csr, strongest
+from ._strongest import RowsAt, as_csr, strongest
 
 #: Pairs of features looked up at a time.
 _PAIRS = 2**14

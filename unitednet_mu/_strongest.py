@@ -10,7 +10,7 @@ import torch
 from scipy import sparse
 from torch import Tensor
 
-from ._deeplift import RowsAt
+RowsAt = slice | Tensor  # of a matrix: from, to, or their numbers
 
 #: Values ranked at a time.
 _RANKED = 2**20
