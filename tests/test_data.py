@@ -180,7 +180,7 @@ def test_what_is_made_dense_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_data, "_FEW_VALUES", 60)
     for n, made in ((30, True), (31, False)):
         matrix = sparse.csr_matrix(values_of(n))
-        kept = Dataset(pd.RangeIndex(n).astype(str), [source(matrix, np.arange(n))]).at_hand()
+        kept = Dataset(pd.RangeIndex(n).astype(str), [source(matrix, np.arange(n))]).at_hand(CPU)
         found = kept.sources[0].matrix
         assert isinstance(found, np.ndarray) is made
         if made:
@@ -348,5 +348,5 @@ def test_what_64_mib_hold_is_made_dense() -> None:
     for n, made in ((2**24, True), (2**24 + 1, False)):
         matrix = sparse.csr_matrix((1, n), dtype=np.float32)
         one = Source(ModalitySpec("a", (), "gaussian"), matrix, np.zeros(1, np.int64))
-        found = Dataset(pd.Index(["a"]), [one]).at_hand().sources[0].matrix
+        found = Dataset(pd.Index(["a"]), [one]).at_hand(CPU).sources[0].matrix
         assert isinstance(found, np.ndarray) is made

@@ -18,7 +18,7 @@ from mudata import MuData
 import unitednet_mu as un
 from unitednet_mu import _fit, _results, _train
 from unitednet_mu._model import Model
-from unitednet_mu._optimise import Optimisers
+from unitednet_mu._optimise import Optimiser
 from unitednet_mu._phase import Phase
 
 ONCE = {"max_epochs": 6, "batch_size": 32, "refit": False}
@@ -30,7 +30,7 @@ SUPERVISED = {"labels_key": "cell_type"}
 def press(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[Phase]]:
     """Press Ctrl-C at a step of the network, counted from 1, or at several; phases are returned."""
 
-    def pressed(*at: int, of: type = Optimisers, what: str = "step") -> list[Any]:
+    def pressed(*at: int, of: type = Optimiser, what: str = "move") -> list[Any]:
         plain, calls, phases = getattr(of, what), [], []
         begin = Phase.__init__
 
@@ -332,18 +332,17 @@ def blow_up(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[int]]:
     """Make a step of the network, counted from 1, so large that all after it fail."""
 
     def blown(at: int, size: float = 1e30) -> list[int]:
-        plain, steps = Optimisers.step, [0]
+        plain, steps = Optimiser.move, [0]
 
-        def step(self: Optimisers, *values: torch.Tensor) -> torch.Tensor:
-            found = plain(self, *values)
+        def step(self: Optimiser) -> None:
+            plain(self)
             steps[0] += 1
             if steps[0] == at:
                 with torch.no_grad():
                     for parameter in self.parameters:
                         parameter.mul_(size)
-            return found
 
-        monkeypatch.setattr(Optimisers, "step", step)
+        monkeypatch.setattr(Optimiser, "move", step)
         return steps
 
     return blown

@@ -257,7 +257,7 @@ def test_log_partition_of_extreme_logits() -> None:
         p = torch.linspace(-120, 120, 5 * n_features).view(5, n_features)
         wide = Wide(torch.eye(5), p.T.contiguous(), torch.zeros(n_features))
         none = torch.zeros(5)
-        total, values, _ = log_partition(wide, torch.ones(5), None, none)
+        total, values, _ = log_partition(wide, torch.ones(5), None, none, 0)
         torch.testing.assert_close(values, F.softplus(p).sum(1), rtol=1e-6, atol=1e-4)
         assert float(total) == pytest.approx(float(values.sum()), rel=1e-6)
 

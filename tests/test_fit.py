@@ -18,7 +18,7 @@ from unitednet_mu._compat import quiet_update
 from unitednet_mu._config import TrainingConfig
 from unitednet_mu._data import Batch
 from unitednet_mu._network import UnitedNetwork
-from unitednet_mu._optimise import Optimisers
+from unitednet_mu._optimise import Optimiser, Optimisers
 from unitednet_mu._ranks import Ranks
 from unitednet_mu._setup import split_cells
 from unitednet_mu._tasks import Tasks
@@ -443,13 +443,13 @@ def test_discriminator_step_moves_discriminators_only(opponents: Any) -> None:
     own, theirs = parameters(tasks.network)
     loss = tasks.discrimination(batch)["discriminator"]
     before = float(loss.detach())
-    optimisers.step_discriminators(loss, NOTHING)
+    optimisers.discriminators.step(loss, NOTHING)
     own_after, theirs_after = parameters(tasks.network)
     assert distance(own, own_after) == 0
     assert all(float((theirs[n] - theirs_after[n]).abs().max()) > 0 for n in theirs)
-    assert all(p.grad is None for p in optimisers.parameters)
+    assert all(p.grad is None for p in optimisers.network.parameters)
     for _ in range(30):
-        optimisers.step_discriminators(tasks.discrimination(batch)["discriminator"], NOTHING)
+        optimisers.discriminators.step(tasks.discrimination(batch)["discriminator"], NOTHING)
     assert float(tasks.discrimination(batch)["discriminator"].detach()) < 0.5 * before
 
 
@@ -457,7 +457,7 @@ def test_network_step_leaves_discriminators(opponents: Any) -> None:
     tasks, optimisers, batch = opponents
     own, theirs = parameters(tasks.network)
     total, _ = tasks.label_free(batch, *tasks.codes(batch))
-    optimisers.step(total, NOTHING)
+    optimisers.network.step(total, NOTHING)
     own_after, theirs_after = parameters(tasks.network)
     assert distance(theirs, theirs_after) == 0
     moved = {name for name in own if float((own[name] - own_after[name]).abs().max()) > 0}
@@ -475,14 +475,14 @@ def test_opponents_pull_apart(opponents: Any) -> None:
         return tasks.label_free(batch, *tasks.codes(batch))[0]
 
     for _ in range(20):
-        optimisers.step_discriminators(tasks.discrimination(batch)["discriminator"], NOTHING)
+        optimisers.discriminators.step(tasks.discrimination(batch)["discriminator"], NOTHING)
     noticed = float(generator().detach())
     for _ in range(8):
-        optimisers.step(generator(), NOTHING)
+        optimisers.network.step(generator(), NOTHING)
     fooled = float(generator().detach())
     assert fooled < noticed
     for _ in range(20):
-        optimisers.step_discriminators(tasks.discrimination(batch)["discriminator"], NOTHING)
+        optimisers.discriminators.step(tasks.discrimination(batch)["discriminator"], NOTHING)
     assert float(generator().detach()) > fooled
 
 
@@ -980,13 +980,13 @@ def test_precision_is_that_of_products_during_the_fit_only(
     precision: Any, during: str, paired: MuData, quick: dict[str, Any], monkeypatch: Any
 ) -> None:
     seen = set()
-    step = Optimisers.step
+    backward = Optimiser.backward
 
-    def watched(self: Optimisers, *values: torch.Tensor) -> torch.Tensor:
+    def watched(self: Optimiser, *values: torch.Tensor) -> torch.Tensor:
         seen.add(torch.get_float32_matmul_precision())
-        return step(self, *values)
+        return backward(self, *values)
 
-    monkeypatch.setattr(Optimisers, "step", watched)
+    monkeypatch.setattr(Optimiser, "backward", watched)
     un.tl.fit(paired, labels_key="cell_type", precision=precision, **quick)
     assert seen == {during}
     assert torch.get_float32_matmul_precision() == "highest"

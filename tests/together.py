@@ -84,6 +84,7 @@ def gradients(
     absent: bool = False,
     discriminators: bool = False,
     supervised: bool = True,
+    device: torch.device = CPU,
 ) -> Arrays:
     """Terms, gradients and batch statistics of one mini-batch."""
     data = _dataset(cells(missing, n_batches), absent=absent)
@@ -92,32 +93,36 @@ def gradients(
     config = NetworkConfig.build({**STILL, "discriminators": discriminators})
     network = UnitedNetwork(shapes, 3, n_batches if n_batches > 1 else 0, config)
     set_statistics(network, data, np.arange(len(data)))
-    network.train()
+    network.to(device).train()
     settings = TrainingConfig.build(PLAIN)
-    tasks = Tasks(network, settings, torch.ones(3) if supervised else None, ranks)
+    class_weights = torch.ones(3, device=device) if supervised else None
+    tasks = Tasks(network, settings, class_weights, ranks)
     optimisers = Optimisers(network, settings, 10, ranks)
-    optimisers.clip = float("inf")
+    for optimiser in filter(None, (optimisers.network, optimisers.discriminators)):
+        optimiser.clip = float("inf")
     chosen = np.arange(cells_)
-    ((_, batch),) = data.batches_of(chosen, ranks.whole(len(chosen)), CPU, ranks)
+    ((_, batch),) = data.batches_of(chosen, ranks.whole(len(chosen)), device, ranks)
     found: Arrays = {}
     if discriminators:
         terms = tasks.discrimination(batch)
-        means = optimisers.step_discriminators(tasks.total(terms), _values(terms))
+        means = optimisers.discriminators.step(tasks.total(terms), _values(terms))
         found |= _terms(terms, means) | _gradients(network)
     codes, observed = tasks.codes(batch)
     loss, terms = tasks.label_free(batch, codes, observed)
     groups = tasks.identification(batch, codes, observed)
     terms |= groups
-    means = optimisers.step(loss + tasks.total(groups), _values(terms))
+    means = optimisers.network.step(loss + tasks.total(groups), _values(terms))
     found |= _terms(terms, means)
     found |= {k: v for k, v in _gradients(network).items() if k not in found}
-    found |= {f"statistic {name}": value.numpy() for name, value in network.named_buffers()}
+    found |= {f"statistic {name}": value.cpu().numpy() for name, value in network.named_buffers()}
     return found
 
 
 def _gradients(network: UnitedNetwork) -> Arrays:
     named = network.named_parameters()
-    return {f"gradient of {k}": p.grad.clone().numpy() for k, p in named if p.grad is not None}
+    return {
+        f"gradient of {k}": p.grad.clone().cpu().numpy() for k, p in named if p.grad is not None
+    }
 
 
 def _values(terms: Terms) -> torch.Tensor:
@@ -125,7 +130,7 @@ def _values(terms: Terms) -> torch.Tensor:
 
 
 def _terms(terms: Terms, means: torch.Tensor) -> Arrays:
-    return {f"term {name}": value.numpy() for name, value in zip(terms, means, strict=True)}
+    return {f"term {name}": value.cpu().numpy() for name, value in zip(terms, means, strict=True)}
 
 
 def fitted(folder: Path, devices: int, **changed: Any) -> Arrays:

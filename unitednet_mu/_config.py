@@ -226,6 +226,9 @@ class TrainingConfig(_Config):
         the codes after a warm-up, or ``"random"``.
     warmup
         Share of the epochs before the groups start.
+    cuda_graphs
+        On a single GPU, steps of whole mini-batches of cells that have every modality are recorded
+        once and replayed, several times as fast. Nothing else changes.
 
     Raises
     ------
@@ -257,6 +260,7 @@ class TrainingConfig(_Config):
     alternate: bool = False
     start: Literal["leiden", "kmeans", "random"] = "leiden"
     warmup: float = 0.33
+    cuda_graphs: bool = True
 
     def __post_init__(self) -> None:
         """Check ranges and fill in the default loss weights."""

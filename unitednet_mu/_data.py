@@ -19,6 +19,7 @@ from ._config import LIKELIHOODS, Likelihood
 from ._matrix import Columns, Source, Stacked, kind_of, matrix_of, row_bytes, scan
 from ._matrix import ModalitySpec as ModalitySpec
 from ._matrix import to_dense as to_dense
+from ._on_gpu import OnGPU, free_bytes, kept, made_ahead, sent
 from ._ranks import Ranks
 from ._stored import ahead
 from ._values import SparseRows, Values
@@ -124,16 +125,22 @@ class Dataset:
         rows = [np.flatnonzero(has) for has in observed.T]
         return Batch(
             x,
-            [torch.from_numpy(where).to(device) for where in rows],
-            torch.from_numpy(observed).to(device),
-            torch.from_numpy(self.labels[cells]).to(device),
-            torch.from_numpy(self.batches[cells]).to(device),
+            [sent(where, device) for where in rows],
+            sent(observed, device),
+            sent(self.labels[cells], device),
+            sent(self.batches[cells], device),
             complete=bool(observed.all()),
         )
 
-    def at_hand(self) -> Dataset:
-        """Return the same cells, small sparse matrices made dense once, not at every step."""
-        sources = [replace(source, matrix=_at_hand(source.matrix)) for source in self.sources]
+    def at_hand(self, device: torch.device) -> Dataset:
+        """Return the same cells, ready to be read many times.
+
+        A GPU keeps what is in memory and fits there. Elsewhere small sparse matrices are made
+        dense once, not at every step.
+        """
+        if device.type == "cuda":
+            return replace(self, sources=kept(self.sources, device, free_bytes(device)))
+        sources = [replace(source, matrix=_made_dense(source.matrix)) for source in self.sources]
         return replace(self, sources=sources)
 
     def restricted(self, modalities: Sequence[int]) -> Dataset:
@@ -179,11 +186,7 @@ class Dataset:
     def loaded(self, cells: np.ndarray) -> Dataset:
         """`cells` only (positions), their values in memory."""
         subset = self.subset(cells)
-        sources = []
-        for source, has in zip(subset.sources, subset.observed.T, strict=True):
-            matrix = None if source.matrix is None else source.sparse_or_dense(np.flatnonzero(has))
-            sources.append(replace(source, matrix=matrix, rows=np.where(has, has.cumsum() - 1, -1)))
-        return replace(subset, sources=sources)
+        return replace(subset, sources=[source.compact() for source in subset.sources])
 
     def blocks_of(
         self, cells: np.ndarray, size: int
@@ -213,8 +216,15 @@ class Dataset:
         """Consecutive mini-batches of at most `size` cells, with the positions of all of these.
 
         Of several processes each gets, and reads, its part; `size` is a multiple of their number.
+        For a GPU the next one is made ahead, unless all values are there.
         """
-        ranks = ranks or Ranks()
+        batches = self._batches_of(cells, size, device, ranks or Ranks())
+        there = all(isinstance(source.matrix, OnGPU | None) for source in self.sources)
+        return made_ahead(batches, device) if device.type == "cuda" and not there else batches
+
+    def _batches_of(
+        self, cells: np.ndarray, size: int, device: torch.device, ranks: Ranks
+    ) -> Iterator[tuple[np.ndarray, Batch]]:
         blocks = [cells[start : start + size] for start in range(0, len(cells), size)]
         none = np.empty(0, np.intp)
         mine = np.concatenate([none, *(block[ranks.part(len(block))] for block in blocks)])
@@ -227,7 +237,7 @@ class Dataset:
             yield block, self.batch(block, device, (data, here))
 
 
-def _at_hand(matrix: Any) -> Any:
+def _made_dense(matrix: Any) -> Any:
     small = is_sparse(matrix) and matrix.shape[0] * matrix.shape[1] <= _FEW_VALUES
     return to_dense(matrix).astype(np.float32) if small else matrix
 
@@ -235,6 +245,10 @@ def _at_hand(matrix: Any) -> Any:
 def _values_of(source: Source, cells: np.ndarray, device: torch.device) -> Values:
     """Values of `cells`, each of which has the modality; sparse on the CPU where that pays."""
     block = source.sparse_or_dense(cells)
+    if isinstance(block, Tensor):
+        return block
+    if device.type == "cuda":
+        return OnGPU(block, device, pinned=True)[np.arange(len(cells))]
     if device.type == "cpu" and is_sparse(block) and SparseRows.pays(block):
         return SparseRows(block)
     return torch.from_numpy(np.ascontiguousarray(to_dense(block), dtype=np.float32)).to(device)

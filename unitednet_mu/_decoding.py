@@ -212,15 +212,16 @@ def _binary_losses(
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Like :func:`_gaussian_losses`, of binary cross-entropy at the logit."""
     n_features = len(wide.weight)
-    any_judged = any(job.judged for job in decoding.jobs)
-    judge = _judge(network, decoding.target) if any_judged else None
+    rows_of = zip(decoding.split(judged), decoding.jobs, strict=True)
+    n_judged = sum(len(rows) for rows, job in rows_of if job.judged)
+    judge = _judge(network, decoding.target) if n_judged else None
     weights = weights / n_features
-    total, values, distances = log_partition(wide, weights, judge, judged)
+    total, values, distances = log_partition(wide, weights, judge, judged, n_judged)
     crossed = decoding.gather(_raw_product(raw, wide.weight))
     at_bias = decoding.gather(_raw_product(raw, wide.bias[:, None])[:, 0])
     agreed = (crossed * wide.hidden).sum(1) + at_bias
     errors = (values - agreed.detach()) / n_features
-    return total - weights @ agreed, errors, distances if any_judged else None
+    return total - weights @ agreed, errors, distances if n_judged else None
 
 
 def _wides(network: UnitedNetwork, decodings: Sequence[Decoding]) -> Iterator[Wide]:

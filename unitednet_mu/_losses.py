@@ -10,6 +10,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 _EPS = 1e-9
+#: Target that cross-entropy leaves out.
+_UNKNOWN = -100
 
 
 def contrastive_loss(a: Tensor, b: Tensor, groups: Tensor, temperature: float) -> Tensor:
@@ -37,12 +39,13 @@ def cross_entropy_loss(logits: Tensor, labels: Tensor, class_weights: Tensor | N
 
     Cells of classes with weight 0, which no training cell has, do not count.
     """
-    labelled = labels >= 0
-    if class_weights is not None:
-        labelled &= class_weights[labels.clamp_min(0)] > 0
-    if not bool(labelled.any()):
-        return logits.sum() * 0.0
-    return F.cross_entropy(logits[labelled], labels[labelled], weight=class_weights)
+    known = (labels >= 0).to(logits)
+    weights = known if class_weights is None else known * class_weights[labels.clamp_min(0)]
+    target = torch.where(labels >= 0, labels, _UNKNOWN)  # nothing here waits for a GPU
+    total = F.cross_entropy(
+        logits, target, weight=class_weights, ignore_index=_UNKNOWN, reduction="sum"
+    )
+    return total / weights.sum().clamp_min(_EPS)
 
 
 def _gaussian_kernel(x: Tensor, relative_width: float = 0.15) -> Tensor:
@@ -73,7 +76,8 @@ def clustering_loss(probabilities: Tensor, projected: Tensor) -> Tensor:
     """
     n, k = probabilities.shape
     kernel = _gaussian_kernel(projected)
-    corners = torch.exp(-torch.cdist(probabilities, torch.eye(k).to(probabilities)).square())
+    corner = torch.eye(k, dtype=probabilities.dtype, device=probabilities.device)
+    corners = torch.exp(-torch.cdist(probabilities, corner).square())
     orthogonality = torch.triu(probabilities @ probabilities.T, 1).sum() * 2 / max(n * (n - 1), 1)
     return _mean_overlap(probabilities, kernel) + orthogonality + _mean_overlap(corners, kernel)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -117,6 +117,12 @@ class Source:
     def sparse_or_dense(self, cells: np.ndarray) -> Any:
         """Like :meth:`take`, as CSR where the matrix is sparse."""
         return self.matrix[self.rows[cells]]
+
+    def compact(self) -> Source:
+        """Return the same cells, their values copied to memory, of no others."""
+        has = self.rows >= 0
+        matrix = None if self.matrix is None else self.sparse_or_dense(np.flatnonzero(has))
+        return replace(self, matrix=matrix, rows=np.where(has, has.cumsum() - 1, -1))
 
 
 def row_bytes(matrix: Any) -> float:

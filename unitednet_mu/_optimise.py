@@ -34,71 +34,98 @@ class RunningAverage:
         self._move(list(kept), list(moving), None)
 
 
-class Optimisers:
-    """AdamW for the network, one-cycle schedule, another for discriminators; clipped steps."""
+class Optimiser:
+    """AdamW for some parameters; steps are clipped.
+
+    Parameters
+    ----------
+    parameters
+        What moves.
+    config
+        Learning rate and clipping.
+    ranks
+        Processes whose gradients are summed.
+    weight_decay
+        Of the parameters.
+    n_steps
+        Length of a one-cycle schedule; None for a learning rate that stays.
+    """
 
     def __init__(
-        self, network: UnitedNetwork, config: TrainingConfig, n_steps: int, ranks: Ranks
+        self,
+        parameters: list[nn.Parameter],
+        config: TrainingConfig,
+        ranks: Ranks,
+        *,
+        weight_decay: float = 1e-2,
+        n_steps: int | None = None,
     ) -> None:
-        self.clip = config.gradient_clip
-        opponents = list(network.discriminators.parameters())
-        theirs = {id(p) for p in opponents}
-        self.parameters = [p for p in network.parameters() if id(p) not in theirs]
-        self.optimiser = torch.optim.AdamW(
-            self.parameters, lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
+        self.parameters, self.clip = parameters, config.gradient_clip
+        self.adamw = torch.optim.AdamW(
+            parameters, lr=config.learning_rate, weight_decay=weight_decay, fused=True
         )
-        self.schedule = torch.optim.lr_scheduler.OneCycleLR(
-            self.optimiser,
+        self.schedule = n_steps and torch.optim.lr_scheduler.OneCycleLR(
+            self.adamw,
             config.learning_rate,
             total_steps=n_steps + 1,
             pct_start=max(0.2, 2 / (n_steps + 1)),  # it divides by 0.2 x 5 - 1 where these are 5
         )
-        self.opponents = opponents
-        self.opponent = (
-            torch.optim.AdamW(opponents, lr=config.learning_rate, fused=True) if opponents else None
-        )
-        self._n_ranks = ranks.size
-        self._sum = GradientSum(ranks, self.parameters)
-        self._opponents_sum = GradientSum(ranks, opponents)
+        self._n_ranks, self._sum = ranks.size, GradientSum(ranks, parameters)
 
-    @property
-    def rate(self) -> float:
-        """Learning rate of the next step."""
-        return float(self.schedule.get_last_lr()[0])
-
-    def state_dict(self) -> dict[str, Any]:
-        """Moments, learning rate and position in the schedule."""
-        parts = (self.optimiser, self.schedule, self.opponent)
-        return {str(k): part.state_dict() for k, part in enumerate(parts) if part is not None}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on where :meth:`state_dict` was taken."""
-        for k, part in enumerate((self.optimiser, self.schedule, self.opponent)):
-            if part is not None:
-                part.load_state_dict(state[str(k)])
-
-    def step(self, loss: Tensor, values: Tensor) -> Tensor:
-        """Move the network; the discriminators' weights stay.
+    def backward(self, loss: Tensor, values: Tensor) -> Tensor:
+        """Set the gradients, the sum of all processes', clipped.
 
         Returns
         -------
         Mean over processes of `values`, which travel with the gradients.
         """
-        self.optimiser.zero_grad(set_to_none=True)
+        self.adamw.zero_grad(set_to_none=True)
         (loss / self._n_ranks).backward()
         values = self._sum.take(values / self._n_ranks)
         nn.utils.clip_grad_norm_(self.parameters, self.clip)
-        self.optimiser.step()
-        self.schedule.step()
         return values
 
-    def step_discriminators(self, loss: Tensor, values: Tensor) -> Tensor:
-        """Move the discriminators, as :meth:`step` does the network; its weights stay."""
-        if self.opponent is None:
-            raise ValueError("step_discriminators: expected discriminators, found none.")
-        self.opponent.zero_grad(set_to_none=True)
-        (loss / self._n_ranks).backward()
-        values = self._opponents_sum.take(values / self._n_ranks)
-        nn.utils.clip_grad_norm_(self.opponents, self.clip)
-        self.opponent.step()
+    def move(self) -> None:
+        """Move the parameters by their gradients."""
+        self.adamw.step()
+        if self.schedule:
+            self.schedule.step()
+
+    def step(self, loss: Tensor, values: Tensor) -> Tensor:
+        """:meth:`backward`, then :meth:`move`."""
+        values = self.backward(loss, values)
+        self.move()
         return values
+
+
+class Optimisers:
+    """One for the network, with a schedule, and another for its discriminators, if it has any."""
+
+    def __init__(
+        self, network: UnitedNetwork, config: TrainingConfig, n_steps: int, ranks: Ranks
+    ) -> None:
+        opponents = list(network.discriminators.parameters())
+        theirs = {id(p) for p in opponents}
+        own = [p for p in network.parameters() if id(p) not in theirs]
+        decay = config.weight_decay
+        self.network = Optimiser(own, config, ranks, weight_decay=decay, n_steps=n_steps)
+        self.discriminators = Optimiser(opponents, config, ranks) if opponents else None
+
+    @property
+    def rate(self) -> float:
+        """Learning rate of the network's next step."""
+        return float(self.network.adamw.param_groups[0]["lr"])
+
+    def _parts(self) -> dict[str, Any]:
+        theirs = self.discriminators and self.discriminators.adamw
+        parts = (self.network.adamw, self.network.schedule, theirs)
+        return {str(k): part for k, part in enumerate(parts) if part is not None}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Moments, learning rate and position in the schedule."""
+        return {name: part.state_dict() for name, part in self._parts().items()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where :meth:`state_dict` was taken."""
+        for name, part in self._parts().items():
+            part.load_state_dict(state[name])

@@ -88,9 +88,9 @@ class Trainer:
         self.session = session or Session()
         self.ranks = self.session.ranks
         self.network, self.data, self.config, self.seed = network, data, config, seed
-        self._at_hand = data.at_hand()
         self.n_groups, self.find_groups = n_groups, new_groups and not supervised
         self.device = network.fusion.logits.device
+        self._at_hand = data.at_hand(self.device)
         self.rng = np.random.default_rng(seed)
         self.train_cells, self.held_out = split_cells(data, config.validation_fraction, seed)
         if len(self.train_cells) < 2:
@@ -200,16 +200,18 @@ class Trainer:
             Tasks(network, self.config, self.class_weights, self.ranks)
             for network in (self.network, phase.averaged.network)
         )
+        stop, size = self.session.stop, self.batch_size if self.config.cuda_graphs else 0
+        steps = Steps(tasks, phase.optimisers, phase.averaged, lambda: stop.requested, size)
         try:
             while not phase.over:
-                if self.ranks.any(self.session.stop.requested):
+                if self.ranks.any(stop.requested):
                     raise self._interrupted()
-                row = self._epoch(phase, tasks, judged)
+                row = self._epoch(phase, steps, judged)
                 self.rows.append(row)
                 if phase.judged:
                     bar.set_postfix(held_out=f"{row['val_total']:.3f}")
                 bar.update()
-                self.session.stop.keep |= phase.usable
+                stop.keep |= phase.usable
                 self.session.epoch_ended(
                     len(self.rows), lambda: self._state(phase, number), last=phase.over
                 )
@@ -226,10 +228,10 @@ class Trainer:
             warn_user(f"{error} The best model until then is kept, that of epoch {kept}.")
         bar.total -= phase.plan.n_epochs - phase.epoch
 
-    def _epoch(self, phase: Phase, tasks: Tasks, judged: Tasks) -> dict[str, Any]:
+    def _epoch(self, phase: Phase, steps: Steps, judged: Tasks) -> dict[str, Any]:
         """Train for one epoch and judge it; the row of the history."""
         identify = phase.plan.identify
-        trained = self._train_epoch(phase, tasks)
+        trained = self._train_epoch(phase, steps)
         held_out = self._evaluate(judged, identify)
         total = self._judged_value(held_out) if held_out else math.nan
         if not phase.end_epoch(total if held_out else self._judged_value(trained)):
@@ -259,11 +261,9 @@ class Trainer:
         per_batch = 2 if identify and self.config.alternate else 1
         return math.ceil(len(self.train_cells) / self.batch_size) * per_batch
 
-    def _train_epoch(self, phase: Phase, tasks: Tasks) -> dict[str, float]:
+    def _train_epoch(self, phase: Phase, steps: Steps) -> dict[str, float]:
         """Step through all training cells; mean of every term."""
         self.network.train()
-        stop = self.session.stop
-        steps = Steps(tasks, phase.optimisers, phase.averaged, lambda: stop.requested)
         values: dict[str, list[float]] = defaultdict(list)
         order = self.data.shuffled(self.train_cells, self.batch_size, self.rng)
         batches = self._at_hand.batches_of(order, self.batch_size, self.device, self.ranks)

@@ -68,7 +68,7 @@ def squared_errors(wide: Wide, crossed: Tensor, at_bias: Tensor, squares: Tensor
 
 
 def log_partition(
-    wide: Wide, weights: Tensor, judge: Discriminator | None, judged: Tensor
+    wide: Wide, weights: Tensor, judge: Discriminator | None, judged: Tensor, n_judged: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Sum over features of log(1 + exp(p)), and how far a discriminator believes sigmoid(p).
 
@@ -82,6 +82,8 @@ def log_partition(
         Whose weights do not learn here.
     judged
         Weight of each row's squared distance of the score from 1 in the total.
+    n_judged
+        How many rows are judged; they come first.
 
     Returns
     -------
@@ -89,7 +91,7 @@ def log_partition(
     from which nothing does.
     """
     found: tuple[Tensor, Tensor, Tensor] = _LogPartition.apply(  # type: ignore[no-untyped-call]
-        wide.hidden, wide.weight, wide.bias, weights, judge, judged
+        wide.hidden, wide.weight, wide.bias, weights, judge, judged, n_judged
     )
     return found
 
@@ -104,6 +106,7 @@ class _LogPartition(torch.autograd.Function):
         weights: Tensor,
         judge: Discriminator | None,
         judged: Tensor,
+        n_judged: int,
     ) -> tuple[Tensor, Tensor, Tensor]:
         learns = any(ctx.needs_input_grad[:3])
         n = len(hidden)
@@ -114,7 +117,7 @@ class _LogPartition(torch.autograd.Function):
             p.sigmoid_()
             values[part] -= _sum_log_larger(p)
             slope = None
-            if judge is not None and bool(judged[part].any()):
+            if judge is not None and part.start < n_judged:
                 score = _score(judge, p, 1.0, judged[part])
                 distances[part] = score.distances
                 slope = torch.mm(score.slope, judge.first.weight).mul_(p)
@@ -127,7 +130,7 @@ class _LogPartition(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-        return *(slope * gradient for slope in ctx.saved_tensors), None, None, None
+        return *(slope * gradient for slope in ctx.saved_tensors), None, None, None, None
 
 
 def _add_slopes(

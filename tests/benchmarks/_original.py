@@ -107,6 +107,7 @@ def supervised_original(
     labels: np.ndarray,
     batch_size: int,
     binary: Sequence[bool] = (True, False),
+    device: str = "cpu",
 ) -> SupervisedOriginal:
     """Its supervised training in its configuration of ATAC and RNA.
 
@@ -122,6 +123,8 @@ def supervised_original(
         Cells a mini-batch.
     binary
         Of each modality, whether it gets the layers that the configuration has for ATAC.
+    device
+        Where it is trained; it sends every mini-batch there.
     """
     adatas = [AnnData(x, obs={"label": labels.astype(str)}) for x in values]
     with _imported(checkout) as interface, contextlib.redirect_stdout(io.StringIO()):
@@ -134,7 +137,7 @@ def supervised_original(
             ]
         config["clusters"]["output"] = len(np.unique(labels))
         config["train_batch_size"] = batch_size
-        net = interface.UnitedNet(device="cpu", technique=config)
+        net = interface.UnitedNet(device=device, technique=config)
         weights = compute_class_weight("balanced", classes=np.unique(labels), y=labels)
         net.model.class_weights = list(weights)
         cells = interface.create_dataloader(

@@ -81,7 +81,8 @@ class PlainLoop:
         return [encoder(one) for encoder, one in zip(self.network.encoders, x, strict=True)]
 
     def _fused(self, codes: Sequence[Tensor]) -> Tensor:
-        observed = torch.ones(len(codes[0]), len(codes), dtype=torch.bool)
+        shape = len(codes[0]), len(codes)
+        observed = torch.ones(shape, dtype=torch.bool, device=codes[0].device)
         fused: Tensor = self.network.fusion(torch.stack(list(codes), 1), observed)
         return fused
 

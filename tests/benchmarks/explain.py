@@ -54,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> pd.DataFrame:
         # a quarter and a half first: the cost is linear in cells if the share stays as it is
         for share in (4, 2, 1):
             part = first(cells, chosen.cells // share)
-            with peak_memory() as memory:
+            with peak_memory(device) as memory:
                 seconds = timed(
                     lambda p=part, a=absolute: explained(network, p, background, a),
                     device,
@@ -199,8 +199,15 @@ class Memory:
 
 
 @contextmanager
-def peak_memory() -> Iterator[Memory]:
-    """Watch this process's resident memory from a thread (Linux; elsewhere NaN)."""
+def peak_memory(device: torch.device) -> Iterator[Memory]:
+    """Watch this process's resident memory from a thread (Linux; elsewhere NaN), or a GPU's."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        held = torch.cuda.memory_allocated(device)
+        found = Memory()
+        yield found
+        found.mib = (torch.cuda.max_memory_allocated(device) - held) / 2**20
+        return
     found, done = Memory(), threading.Event()
     start = _resident()
 

@@ -1,6 +1,6 @@
 """Data beyond memory: cells per second and peak memory from disk and in memory, by number of cells.
 
-python tests/benchmarks/scale.py [--cells 10000 100000 1000000] [--folder FOLDER]
+python tests/benchmarks/scale.py [--cells 10000 100000 1000000] [--folder FOLDER] [--device cuda]
 
 Writes simulated cells (2,000 sparse features of about 5 % density, 100 dense ones) to a file in
 FOLDER, block by block, trains one epoch, embeds all cells, and deletes the file. Each measurement
@@ -133,7 +133,7 @@ def _barcodes(n_cells: int, seed: int) -> pd.Index:
     return pd.Index(["".join(row) + f"-{i}" for i, row in enumerate(letters)], dtype=object)
 
 
-def measure(path: Path, where: str) -> dict[str, float]:
+def measure(path: Path, where: str, device: str) -> dict[str, float]:
     """One epoch and one embedding; seconds, cells and peak memory of this process."""
     epochs: list[float] = []
     train_epoch = Trainer._train_epoch
@@ -149,9 +149,9 @@ def measure(path: Path, where: str) -> dict[str, float]:
     opened = time.perf_counter()
     settings = {"max_epochs": 1, "refit": False}
     with patch.object(Trainer, "_train_epoch", timed):
-        un.tl.fit(mdata, labels_key="cell_type", training=settings, device="cpu", progress=False)
+        un.tl.fit(mdata, labels_key="cell_type", training=settings, device=device, progress=False)
     fitted = time.perf_counter()
-    un.tl.integrate(mdata, device="cpu")
+    un.tl.integrate(mdata, device=device)
     done = time.perf_counter()
     share = un.get.model(mdata).info.training.validation_fraction
     return {
@@ -168,9 +168,9 @@ def measure(path: Path, where: str) -> dict[str, float]:
     }
 
 
-def apart(path: Path, where: str) -> dict[str, float]:
+def apart(path: Path, where: str, device: str) -> dict[str, float]:
     """:func:`measure` in a process of its own."""
-    command = [sys.executable, __file__, "--measure", where, str(path)]
+    command = [sys.executable, __file__, "--measure", where, str(path), "--device", device]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
     return found
@@ -206,7 +206,9 @@ def table(found: list[tuple[str, dict[str, float]]]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def run(sizes: list[int], n_sparse: int, n_dense: int, folder: str | None) -> pd.DataFrame:
+def run(
+    sizes: list[int], n_sparse: int, n_dense: int, folder: str | None, device: str
+) -> pd.DataFrame:
     """Write, measure and delete each size; print every figure as it comes, then the table."""
     found = []
     with tempfile.TemporaryDirectory(dir=folder) as work:
@@ -224,7 +226,7 @@ def run(sizes: list[int], n_sparse: int, n_dense: int, folder: str | None) -> pd
                 if where == "memory" and IN_MEMORY * path.stat().st_size > available_memory():
                     print(f"{n_cells} cells: do not fit into memory")
                     continue
-                values = apart(path, where)
+                values = apart(path, where, device)
                 print(where, json.dumps(values), flush=True)
                 found.append((where, values))
             path.unlink()
@@ -238,14 +240,16 @@ def main(arguments: list[str] | None = None) -> pd.DataFrame | None:
     parser.add_argument("--cells", type=int, nargs="+", default=[10_000, 100_000, 1_000_000])
     parser.add_argument("--features", type=int, nargs=2, default=[2000, 100])
     parser.add_argument("--folder", help="where files are written; the system's folder by default")
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--measure", nargs=2, help=argparse.SUPPRESS)
     given = parser.parse_args(arguments)
     if given.measure:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            print(json.dumps(measure(Path(given.measure[1]), given.measure[0])))
+            where, path = given.measure
+            print(json.dumps(measure(Path(path), where, given.device)))
         return None
-    return run(given.cells, *given.features, given.folder)
+    return run(given.cells, *given.features, given.folder, given.device)
 
 
 if __name__ == "__main__":

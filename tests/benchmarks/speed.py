@@ -1,6 +1,6 @@
 """Speed of training and inference at the original's multiome setting, as ratios in one run.
 
-python tests/benchmarks/speed.py [--original CHECKOUT] [--threads 2] [--repeats 5] [--bf16]
+python tests/benchmarks/speed.py [--original CHECKOUT] [--device cuda] [--threads 2] [--bf16]
 
 4,096 cells, 13,634 binary features of which 4.5 % are 1 and 4,000 continuous ones, the network of
 the preset "original_multiome". An epoch is one pass of prediction (discriminators, reconstruction,
@@ -9,7 +9,9 @@ epoch each, and medians are compared: this package; a plain loop that trains the
 the same losses on slices of dense tensors; and the original on the same arrays, if a checkout of it
 is given. The peak is the rate of products of square matrices, measured in the same turns;
 arithmetic is counted as if all products were dense, of the parts that the losses need. Memory is
-the largest resident size of a process in its first epoch, above that before, input in memory.
+the largest resident size of a process in its first epoch, above that before, input in memory (not
+measured on a GPU, which keeps the input of ours and of the plain loop; the original sends it there
+batch by batch).
 """
 
 from __future__ import annotations
@@ -53,13 +55,14 @@ Epoch = Callable[[], None]
 
 @dataclass(frozen=True)
 class Size:
-    """Cells, features, share of ones among the binary features, and cells a mini-batch."""
+    """Cells, features, share of ones among the binary features, and cells a mini-batch; where."""
 
     cells: int = 4096
     binary: int = 13634
     continuous: int = 4000
     density: float = 0.045
     batch: int = 512
+    device: str = "cpu"
 
 
 def simulate(size: Size) -> tuple[MuData, np.ndarray]:
@@ -95,7 +98,7 @@ def opened(size: Size) -> tuple[Dataset, ModelInfo, UnitedNetwork]:
     torch.manual_seed(0)
     network = UnitedNetwork(shapes, N_GROUPS, 0, info.network)
     set_statistics(network, data, np.arange(len(data)))
-    return data, info, network
+    return data, info, network.to(size.device)
 
 
 def our_epoch(
@@ -104,11 +107,13 @@ def our_epoch(
     """An epoch of this package's engine, of several processes if there are."""
     ranks = ranks or Ranks()
     network.train()
-    tasks = Tasks(network, config, torch.ones(N_GROUPS), ranks)
+    device = network.fusion.logits.device
+    data = data.at_hand(device)
+    tasks = Tasks(network, config, torch.ones(N_GROUPS, device=device), ranks)
     plan = Plan("train", 1, identify=True)
     phase = Phase(network, config, plan, 10**5, judged=False, ranks=ranks)
-    steps = Steps(tasks, phase.optimisers, phase.averaged)
     size = config.batch_size or len(data)
+    steps = Steps(tasks, phase.optimisers, phase.averaged, size=size)
 
     def epoch() -> None:
         order = np.random.default_rng(0).permutation(len(data))
@@ -124,16 +129,17 @@ def our_epoch(
 
 def plain_epoch(data: Dataset, network: UnitedNetwork, config: TrainingConfig) -> Epoch:
     """An epoch of the plain loop."""
-    values = dense(data)
+    device = network.fusion.logits.device
+    values = [x.to(device) for x in dense(data)]
     x = [network.standardisers[m](one) for m, one in enumerate(values)]
     targets = [
         one if shape.likelihood == "binary" else x[m]
         for m, (one, shape) in enumerate(zip(values, network.shapes, strict=True))
     ]
-    loop = PlainLoop(network, x, targets, torch.from_numpy(data.labels), config)
+    loop = PlainLoop(network, x, targets, torch.from_numpy(data.labels).to(device), config)
 
     def epoch() -> None:
-        order = torch.randperm(len(data), generator=torch.Generator().manual_seed(0))
+        order = torch.randperm(len(data), generator=torch.Generator().manual_seed(0)).to(device)
         loop.prediction_pass(order)
         for _ in range(IDENTIFICATIONS):
             loop.identification_pass(order)
@@ -146,10 +152,22 @@ def dense(data: Dataset) -> list[torch.Tensor]:
     return [torch.from_numpy(source.take(np.arange(len(data)))) for source in data.sources]
 
 
-def square_products() -> None:
+def square_products(size: Size) -> Epoch:
     """Product of square matrices, whose rate is the machine's."""
-    a = torch.full((_SQUARE, _SQUARE), 0.5)
-    torch.mm(a, a)
+    a = torch.rand((_SQUARE, _SQUARE), device=size.device)
+    return lambda: torch.mm(a, a)
+
+
+def done(epoch: Epoch, size: Size) -> Epoch:
+    """Return the same, over when a GPU has done its part too."""
+    if torch.device(size.device).type != "cuda":
+        return epoch
+
+    def waited() -> None:
+        epoch()
+        torch.cuda.synchronize(size.device)
+
+    return waited
 
 
 def arithmetic(network: NetworkConfig, size: Size) -> float:
@@ -177,8 +195,8 @@ def epochs_of(name: str, size: Size, checkout: Path | None) -> Epoch:
     if checkout is None:
         raise ValueError(f"{name}: expected --original, found none.")
     arrays = [x.numpy() for x in dense(data)]
-    arrays[1] = network.standardisers[1](torch.from_numpy(arrays[1])).numpy()
-    return supervised_original(checkout, arrays, data.labels, size.batch).epoch
+    arrays[1] = network.cpu().standardisers[1](torch.from_numpy(arrays[1])).numpy()
+    return supervised_original(checkout, arrays, data.labels, size.batch, device=size.device).epoch
 
 
 def peak_memory(name: str, size: Size, checkout: Path | None, threads: int) -> float:
@@ -191,16 +209,17 @@ def inference(size: Size) -> pd.DataFrame:
     """Cells embedded a second, and predicted, beside a plain loop over dense slices."""
     data, info, network = opened(size)
     model = Model(network.eval(), info)
-    x = dense(data)
+    x = [values.to(size.device) for values in dense(data)]
 
     @torch.no_grad()
     def plain() -> None:
         for cells in torch.arange(len(data)).split(size.batch):
             codes = torch.stack([network.encode(m, x[m][cells]) for m in range(2)], 1)
-            network.heads[0](network.fusion(codes, torch.ones(codes.shape[:2], dtype=torch.bool)))
+            observed = torch.ones(codes.shape[:2], dtype=torch.bool, device=codes.device)
+            network.heads[0](network.fusion(codes, observed))
 
     calls = {f"{OURS}, encode": lambda: model.encode(data), "plain loop, encode": plain}
-    taken = {name: min(seconds(call) for _ in range(3)) for name, call in calls.items()}
+    taken = {name: min(seconds(done(call, size)) for _ in range(3)) for name, call in calls.items()}
     rate = {name: size.cells / taken[name] for name in taken}
     return pd.DataFrame({"cells a second": rate})
 
@@ -208,7 +227,9 @@ def inference(size: Size) -> pd.DataFrame:
 def main(arguments: Sequence[str] | None = None) -> pd.DataFrame:
     """Measure, print the table, and return it."""
     chosen = _parser().parse_args(arguments)
-    size = Size(chosen.cells, chosen.binary, chosen.continuous, chosen.density, chosen.batch)
+    size = Size(
+        chosen.cells, chosen.binary, chosen.continuous, chosen.density, chosen.batch, chosen.device
+    )
     threads = chosen.threads or torch.get_num_threads()
     names = [OURS, PLAIN, *([ORIGINAL] if chosen.original else [])]
     before = torch.get_num_threads()
@@ -218,7 +239,7 @@ def main(arguments: Sequence[str] | None = None) -> pd.DataFrame:
             torch.set_float32_matmul_precision("medium")
         table = _measured(names, size, chosen.original, chosen.repeats)
         fresh = multiprocessing.get_context("spawn")
-        if chosen.memory:
+        if chosen.memory and chosen.device == "cpu":
             for name in names:
                 with fresh.Pool(1) as pool:
                     what = name, size, chosen.original, threads
@@ -236,11 +257,11 @@ def _measured(
     names: Sequence[str], size: Size, checkout: Path | None, repeats: int
 ) -> pd.DataFrame:
     epochs = {name: epochs_of(name, size, checkout) for name in names}
-    epochs[PEAK] = square_products
+    epochs[PEAK] = square_products(size)
     taken: dict[str, list[float]] = {name: [] for name in epochs}
     for turn in range(repeats + 1):
         for name, epoch in epochs.items():
-            took = seconds(epoch)
+            took = seconds(done(epoch, size))
             if turn:  # the first one warms up
                 taken[name].append(took)
     median = {name: float(np.median(values)) for name, values in taken.items()}
@@ -269,6 +290,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--continuous", type=int, default=size.continuous)
     parser.add_argument("--density", type=float, default=size.density)
     parser.add_argument("--batch", type=int, default=size.batch, help="cells a mini-batch")
+    parser.add_argument("--device", default=size.device)
     parser.add_argument("--repeats", type=int, default=5, help="epochs of each method")
     parser.add_argument("--threads", type=int, help="by default as many as torch takes")
     parser.add_argument("--original", type=Path, help="checkout of the original UnitedNet")
