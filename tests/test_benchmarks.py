@@ -442,8 +442,8 @@ def test_markers_are_scored_among_all_features() -> None:
 def test_scale_writes_measures_and_deletes(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def here(path: Path, where: str) -> dict[str, float]:  # a process of its own takes seconds
-        scale.main(["--measure", where, str(path)])
+    def here(path: Path, where: str, device: str) -> dict[str, float]:  # a process takes seconds
+        scale.main(["--measure", where, str(path), "--device", device])
         found: dict[str, float] = json.loads(capsys.readouterr().out.splitlines()[-1])
         return found
 
