@@ -64,12 +64,7 @@ class Optimiser:
         self.adamw = torch.optim.AdamW(
             parameters, lr=config.learning_rate, weight_decay=weight_decay, fused=True
         )
-        self.schedule = n_steps and torch.optim.lr_scheduler.OneCycleLR(
-            self.adamw,
-            config.learning_rate,
-            total_steps=n_steps + 1,
-            pct_start=max(0.2, 2 / (n_steps + 1)),  # it divides by 0.2 x 5 - 1 where these are 5
-        )
+        self.schedule = None if n_steps is None else _one_cycle(self.adamw, config, n_steps)
         self._n_ranks, self._sum = ranks.size, GradientSum(ranks, parameters)
 
     def backward(self, loss: Tensor, values: Tensor) -> Tensor:
@@ -88,7 +83,7 @@ class Optimiser:
     def move(self) -> None:
         """Move the parameters by their gradients."""
         self.adamw.step()
-        if self.schedule:
+        if self.schedule is not None:
             self.schedule.step()
 
     def step(self, loss: Tensor, values: Tensor) -> Tensor:
@@ -96,6 +91,17 @@ class Optimiser:
         values = self.backward(loss, values)
         self.move()
         return values
+
+
+def _one_cycle(
+    adamw: torch.optim.AdamW, config: TrainingConfig, n_steps: int
+) -> torch.optim.lr_scheduler.OneCycleLR:
+    return torch.optim.lr_scheduler.OneCycleLR(
+        adamw,
+        config.learning_rate,
+        total_steps=n_steps + 1,
+        pct_start=max(0.2, 2 / (n_steps + 1)),  # it divides by 0.2 x 5 - 1 where these are 5
+    )
 
 
 class Optimisers:
