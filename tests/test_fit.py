@@ -438,18 +438,24 @@ def parameters(network: UnitedNetwork) -> tuple[dict[str, torch.Tensor], dict[st
     return {n: v for n, v in named.items() if n not in theirs}, {n: named[n] for n in theirs}
 
 
+def step(optimiser: Optimiser | None, loss: torch.Tensor) -> None:
+    assert optimiser is not None
+    optimiser.backward(loss, NOTHING)
+    optimiser.move()
+
+
 def test_discriminator_step_moves_discriminators_only(opponents: Any) -> None:
     tasks, optimisers, batch = opponents
     own, theirs = parameters(tasks.network)
     loss = tasks.discrimination(batch)["discriminator"]
     before = float(loss.detach())
-    optimisers.discriminators.step(loss, NOTHING)
+    step(optimisers.discriminators, loss)
     own_after, theirs_after = parameters(tasks.network)
     assert distance(own, own_after) == 0
     assert all(float((theirs[n] - theirs_after[n]).abs().max()) > 0 for n in theirs)
     assert all(p.grad is None for p in optimisers.network.parameters)
     for _ in range(30):
-        optimisers.discriminators.step(tasks.discrimination(batch)["discriminator"], NOTHING)
+        step(optimisers.discriminators, tasks.discrimination(batch)["discriminator"])
     assert float(tasks.discrimination(batch)["discriminator"].detach()) < 0.5 * before
 
 
@@ -457,7 +463,7 @@ def test_network_step_leaves_discriminators(opponents: Any) -> None:
     tasks, optimisers, batch = opponents
     own, theirs = parameters(tasks.network)
     total, _ = tasks.label_free(batch, *tasks.codes(batch))
-    optimisers.network.step(total, NOTHING)
+    step(optimisers.network, total)
     own_after, theirs_after = parameters(tasks.network)
     assert distance(theirs, theirs_after) == 0
     moved = {name for name in own if float((own[name] - own_after[name]).abs().max()) > 0}
@@ -475,14 +481,14 @@ def test_opponents_pull_apart(opponents: Any) -> None:
         return tasks.label_free(batch, *tasks.codes(batch))[0]
 
     for _ in range(20):
-        optimisers.discriminators.step(tasks.discrimination(batch)["discriminator"], NOTHING)
+        step(optimisers.discriminators, tasks.discrimination(batch)["discriminator"])
     noticed = float(generator().detach())
     for _ in range(8):
-        optimisers.network.step(generator(), NOTHING)
+        step(optimisers.network, generator())
     fooled = float(generator().detach())
     assert fooled < noticed
     for _ in range(20):
-        optimisers.discriminators.step(tasks.discrimination(batch)["discriminator"], NOTHING)
+        step(optimisers.discriminators, tasks.discrimination(batch)["discriminator"])
     assert float(generator().detach()) > fooled
 
 

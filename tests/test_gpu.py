@@ -124,7 +124,9 @@ def fitted_on(device: str, **settings: Any) -> MuData:
 
 
 @on_gpu
-def test_a_fit_agrees() -> None:
+@pytest.mark.parametrize("room", [0.0, 1.0])  # values sent batch by batch, or kept
+def test_a_fit_agrees(room: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("unitednet_mu._on_gpu._SHARE", room)
     settings = {"network": STILL, "training": {**SLOWLY, "batch_size": 64, "max_epochs": 3}}
     histories = [
         un.get.history(fitted_on(device, **settings)).select_dtypes("number")
@@ -229,9 +231,7 @@ def results_on(device: str, mdata: MuData) -> dict[str, np.ndarray]:
 
 
 @on_gpu
-@pytest.mark.parametrize("room", [0.0, 1.0])  # sent block by block, or kept
-def test_results_of_a_model_agree(room: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("unitednet_mu._on_gpu._SHARE", room)
+def test_results_of_a_model_agree() -> None:
     mdata = fitted_on("cuda", training={"max_epochs": 5, "refit": False})
     cpu, gpu = (results_on(device, mdata.copy()) for device in ("cpu", "cuda"))
     for name, expected in cpu.items():

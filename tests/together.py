@@ -105,13 +105,15 @@ def gradients(
     found: Arrays = {}
     if discriminators:
         terms = tasks.discrimination(batch)
-        means = optimisers.discriminators.step(tasks.total(terms), _values(terms))
+        assert optimisers.discriminators is not None
+        means = optimisers.discriminators.backward(tasks.total(terms), _values(terms))
+        optimisers.discriminators.move()
         found |= _terms(terms, means) | _gradients(network)
     codes, observed = tasks.codes(batch)
     loss, terms = tasks.label_free(batch, codes, observed)
     groups = tasks.identification(batch, codes, observed)
     terms |= groups
-    means = optimisers.network.step(loss + tasks.total(groups), _values(terms))
+    means = optimisers.network.backward(loss + tasks.total(groups), _values(terms))
     found |= _terms(terms, means)
     found |= {k: v for k, v in _gradients(network).items() if k not in found}
     found |= {f"statistic {name}": value.cpu().numpy() for name, value in network.named_buffers()}

@@ -86,12 +86,6 @@ class Optimiser:
         if self.schedule is not None:
             self.schedule.step()
 
-    def step(self, loss: Tensor, values: Tensor) -> Tensor:
-        """:meth:`backward`, then :meth:`move`."""
-        values = self.backward(loss, values)
-        self.move()
-        return values
-
 
 def _one_cycle(
     adamw: torch.optim.AdamW, config: TrainingConfig, n_steps: int
