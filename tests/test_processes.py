@@ -117,6 +117,13 @@ def test_ctrl_c_in_one_process_ends_the_training_of_all(tmp_path: Path) -> None:
     assert 1 < len(one["history val_total"]) < 200
 
 
+def test_what_they_send_by_is_ended_before_the_interpreter(tmp_path: Path) -> None:
+    """Or a thread that still has a tensor of the last message may abort the process."""
+    for rank, found in enumerate(started("left", tmp_path, sys.executable)):
+        assert found["joined"] and found["sum"] == 1
+        assert (tmp_path / f"{rank}.txt").read_text() == "False"
+
+
 # ------------------------------------------------------------------ without other processes
 
 

@@ -5,6 +5,7 @@ Run by `test_processes.py`, which does the same in one process and compares.
 
 from __future__ import annotations
 
+import atexit
 import os
 import signal
 import sys
@@ -14,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from everything import QUICK
 from mudata import MuData
 
@@ -211,6 +213,19 @@ def job_refused(folder: Path) -> Arrays:
     except ValueError as error:
         return {"error": np.array(str(error))}
     return {}
+
+
+def job_left(folder: Path) -> Arrays:
+    """What a process finds at its end: what is registered first runs last."""
+
+    def write() -> None:
+        (folder / f"{os.environ['LOCAL_RANK']}.txt").write_text(str(dist.is_initialized()))
+
+    atexit.register(write)
+    ranks, _ = join_processes(CPU, 2, 1, "auto")
+    again, _ = join_processes(CPU, 2, 1, "auto")
+    joined = dist.is_initialized()
+    return {"joined": np.array(joined), "sum": np.array(sum(ranks.of_each(again.rank)))}
 
 
 def job_interrupted(folder: Path) -> Arrays:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import sys
 from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 
 from .._ranks import Ranks
 
@@ -53,8 +55,21 @@ def join_processes(
         num_nodes=n_nodes,
         strategy="ddp" if strategy == "auto" else strategy,
     )
+    theirs = dist.is_initialized()
     fabric.launch()
+    if not theirs:
+        atexit.register(_part)
     return Ranks(fabric.global_rank, fabric.world_size), fabric.device
+
+
+def _part() -> None:
+    """End what the processes send by; Fabric does so for GPUs only.
+
+    A thread of gloo may hold a tensor of the last message, and one that drops it while the
+    interpreter ends aborts the process.
+    """
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def _number(name: str, value: Any, auto: int | None) -> int:
