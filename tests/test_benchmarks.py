@@ -24,6 +24,7 @@ from sklearn.neighbors import kneighbors_graph
 import unitednet_mu as un
 from unitednet_mu._compat import quiet_update
 from unitednet_mu._config import NetworkConfig, TrainingConfig
+from unitednet_mu._data import to_dense
 from unitednet_mu._tasks import Tasks
 
 sys.path.insert(0, str(Path(__file__).parent / "benchmarks"))
@@ -233,6 +234,21 @@ def test_subsample_keeps_shares(path: Path) -> None:
     few = _prepare.read(path, max_cells=60)[0]
     assert len(few) == 60
     assert np.unique(few.labels, return_counts=True)[1].tolist() == pytest.approx([20] * 3, abs=2)
+
+
+def test_layers_are_taken_as_they_are(path: Path, tmp_path: Path) -> None:
+    with quiet_update():
+        mdata = mudata.read_h5mu(path)
+    mdata["rna"].layers["own"] = np.sqrt(to_dense(mdata["rna"].X))
+    file = tmp_path / "own.h5mu"
+    with quiet_update():
+        mdata.write_h5mu(file)
+    own, notes = _prepare.read(file, layers={"rna": "own"})
+    expected = mdata["rna"][own.modalities["rna"].obs_names].layers["own"]
+    np.testing.assert_array_equal(own.values("rna"), expected.astype(np.float32))
+    assert own.kinds["rna"] == "continuous" and any("as they are" in note for note in notes)
+    with pytest.raises(ValueError, match="--layers adt=own: expected a layer of a modality"):
+        _prepare.read(file, layers={"adt": "own"})
 
 
 def test_scorers_agree_with_the_package(rng: np.random.Generator) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -127,6 +127,7 @@ def read(
     labels_key: str = "cell_type",
     batch_key: str = "batch",
     max_cells: int | None = None,
+    layers: Mapping[str, str] | None = None,
 ) -> tuple[Prepared, list[str]]:
     """Read a paired MuData and prepare it.
 
@@ -142,6 +143,8 @@ def read(
         Columns of ``.obs``, or of the modalities' ``.obs``; batches may be missing.
     max_cells
         Draw this many cells, of every label its share.
+    layers
+        By modality a layer with values that are prepared already, to be taken as they are.
 
     Returns
     -------
@@ -166,6 +169,8 @@ def read(
         notes.append(f"{len(cells)} cells drawn, of every label its share")
     chosen = raw.obs_names[cells]
     modalities = {name: raw[name][chosen].copy() for name in names}
+    for name, layer in (layers or {}).items():
+        modalities[name] = _of_layer(modalities, name, layer)
     kinds = {name: _kind(name, adata) for name, adata in modalities.items()}
     notes += [
         f"{name}: {adata.n_vars} features, {_WORDS[kinds[name]]}"
@@ -197,6 +202,15 @@ _WORDS = {
     "atac": "peak counts: TF-IDF",
     "continuous": "taken as they are",
 }
+
+
+def _of_layer(modalities: Mapping[str, AnnData], name: str, layer: str) -> AnnData:
+    """Return a modality of which a layer is all there is."""
+    there = {one: list(adata.layers) for one, adata in modalities.items()}
+    if layer not in there.get(name, []):
+        raise ValueError(f"--layers {name}={layer}: expected a layer of a modality, of {there}.")
+    adata = modalities[name]
+    return AnnData(adata.layers[layer], obs=adata.obs, var=adata.var, uns=adata.uns)
 
 
 def _kind(name: str, adata: AnnData) -> Kind:

@@ -40,6 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> pd.DataFrame:
             labels_key=chosen.labels_key,
             batch_key=chosen.batch_key,
             max_cells=chosen.max_cells,
+            layers=dict(chosen.layers),
         )
         print(f"{data.name}\n  " + "\n  ".join(notes), flush=True)
         scores: list[Score] = []
@@ -68,6 +69,14 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=list(TASKS))
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS)
     parser.add_argument("--max-cells", type=int, help="draw this many, of every label its share")
+    parser.add_argument(
+        "--layers",
+        type=lambda text: text.split("=", 1),
+        nargs="+",
+        default=[],
+        metavar="MODALITY=LAYER",
+        help="layers to take as they are, in place of this package's preparation",
+    )
     parser.add_argument("--network", type=json.loads, default={}, help="overrides, as JSON")
     parser.add_argument("--training", type=json.loads, default={}, help="overrides, as JSON")
     parser.add_argument("--device", default="auto")
