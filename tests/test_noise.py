@@ -50,12 +50,39 @@ def test_scores_equal_those_of_the_hat_matrix() -> None:
         assert score == pytest.approx(expected / np.square(y).sum(), rel=1e-6)
 
 
+def test_narrow_modalities_have_the_spectrum_of_their_cells() -> None:
+    data, cells = two_views(400, 6), np.arange(300)
+    source = data.sources[1]
+    gram = _noise._gram(source, cells)
+    values, vectors = _noise._thin_spectrum(source, cells)
+    assert vectors.shape == (300, 6)
+    np.testing.assert_allclose((vectors * values) @ vectors.T, gram, atol=1e-9 * gram.max())
+    other = _noise._gram(data.sources[0], cells)
+    found, expected = (
+        _noise.cross_validation_scores(*spectrum, other)
+        for spectrum in ((values, vectors), eigh(gram))
+    )
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
 def test_noisy_features_are_dropped_often_and_clean_ones_hardly_ever() -> None:
     data = two_views(400, 6)
     noisy, clean = _noise.choose_input_dropout(data, np.arange(300), 0)
     assert noisy > 0.4
     assert clean < 0.1
     assert _noise.choose_input_dropout(data, np.arange(300), 0) == [noisy, clean]
+
+
+def test_the_penalty_of_some_cells_grows_with_the_root_of_their_number(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    data, cells = two_views(400, 6), np.random.default_rng(0).permutation(300)
+    monkeypatch.setattr(_noise, "_MAX_CELLS", 100)
+    looked_at = np.random.default_rng(0).permutation(cells)[:100]
+    some = np.array(_noise.choose_input_dropout(data, looked_at, 0))
+    every = np.array(_noise.choose_input_dropout(data, cells, 0))
+    penalty = 100 * some / (1 - some)
+    np.testing.assert_allclose(every, penalty * 3**0.5 / (penalty * 3**0.5 + 300), rtol=1e-6)
 
 
 def test_held_out_cells_are_not_read() -> None:
@@ -83,6 +110,15 @@ def test_sparse_equals_dense() -> None:
 def test_one_modality_alone_takes_the_middle() -> None:
     data = dataset(only=np.random.default_rng(0).normal(size=(50, 4)))
     assert _noise.choose_input_dropout(data, np.arange(50), 0) == [0.5]
+
+
+def test_a_modality_that_is_constant_in_the_training_cells_says_nothing() -> None:
+    rng = np.random.default_rng(0)
+    constant = np.ones((50, 3))
+    constant[-1] = 2
+    data = dataset(varies=rng.normal(size=(50, 4)), constant=constant)
+    varies, constant_too = _noise.choose_input_dropout(data, np.arange(49), 0)
+    assert varies == 0.5 and 0 <= constant_too < 0.01
 
 
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.75])
