@@ -223,8 +223,8 @@ def explain(
     the source, target by target. As a feature has only `n_permutations` / 2 such values, the
     distances of all features (or pairs) make one null distribution for a group, and ``q`` is
     Benjamini and Hochberg's over that group. A lone feature's ``q`` cannot be below about
-    2 / `n_permutations`. In simulations of known truth 0.13 of the pairs with ``q`` <= 0.1 were
-    false, up to 0.44 in one run.
+    2 / `n_permutations`. In simulations of known truth 0.11 of the pairs with ``q`` <= 0.1 were
+    false (of other draws 0.13), up to 0.44 in one run.
 
     So a small ``q`` of a feature says that the network leans on it more than on one that tells
     nothing of the groups; of a pair, that the prediction leans on a link inside groups, beyond what
