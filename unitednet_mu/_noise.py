@@ -33,7 +33,7 @@ def choose_input_dropout(data: Dataset, cells: NDArray[np.intp], seed: int) -> l
     ridge regression predicts the other modalities best, by generalised cross-validation (Golub,
     Heath and Wahba 1979). Many noisy features are dropped often, few and clean ones hardly ever.
     It is found with some of the cells where there are many, and taken to grow with the square root
-    of their number: of 4,000 cells' modalities it grew between not at all and by the power 2/3.
+    of their number: from 1,000 to 4,000 cells it grew by powers between 0 and 2/3 in two sets.
 
     Parameters
     ----------
@@ -111,7 +111,7 @@ class _Grams:
         return self._kept[key]
 
     def spectrum(self, m: int, cells: NDArray[np.intp]) -> tuple[Array, Array]:
-        """Eigenvalues and eigenvectors of that matrix, zeros left out; the last are kept."""
+        """Eigenvalues and eigenvectors of that matrix (zeros may be left out); the last are kept."""
         key = m, cells.tobytes()
         if self._spectrum is None or self._spectrum[0] != key:
             source = self._data.sources[m]
