@@ -111,7 +111,7 @@ class _Grams:
         return self._kept[key]
 
     def spectrum(self, m: int, cells: NDArray[np.intp]) -> tuple[Array, Array]:
-        """Eigenvalues and eigenvectors of that matrix (zeros may be left out); the last are kept."""
+        """Its eigenvalues and eigenvectors, zeros perhaps left out; the last asked for are kept."""
         key = m, cells.tobytes()
         if self._spectrum is None or self._spectrum[0] != key:
             source = self._data.sources[m]
