@@ -236,7 +236,9 @@ def test_subsample_keeps_shares(path: Path) -> None:
     assert np.unique(few.labels, return_counts=True)[1].tolist() == pytest.approx([20] * 3, abs=2)
 
 
-def test_layers_are_taken_as_they_are(path: Path, tmp_path: Path) -> None:
+def test_layers_are_taken_as_they_are(
+    path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     with quiet_update():
         mdata = mudata.read_h5mu(path)
     mdata["rna"].layers["own"] = np.sqrt(to_dense(mdata["rna"].X))
@@ -249,6 +251,9 @@ def test_layers_are_taken_as_they_are(path: Path, tmp_path: Path) -> None:
     assert own.kinds["rna"] == "continuous" and any("as they are" in note for note in notes)
     with pytest.raises(ValueError, match="--layers adt=own: expected a layer of a modality"):
         _prepare.read(file, layers={"adt": "own"})
+    with pytest.raises(SystemExit):
+        accuracy.main([str(file), "--layers", "own"])
+    assert "expected MODALITY=LAYER, found 'own'" in capsys.readouterr().err
 
 
 def test_scorers_agree_with_the_package(rng: np.random.Generator) -> None:

@@ -58,6 +58,14 @@ def main(arguments: Sequence[str] | None = None) -> pd.DataFrame:
     return table
 
 
+def _layer(text: str) -> tuple[str, str]:
+    """Modality and layer."""
+    modality, there, layer = text.partition("=")
+    if not there:
+        raise argparse.ArgumentTypeError(f"expected MODALITY=LAYER, found {text!r}")
+    return modality, layer
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -71,7 +79,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--max-cells", type=int, help="draw this many, of every label its share")
     parser.add_argument(
         "--layers",
-        type=lambda text: text.split("=", 1),
+        type=_layer,
         nargs="+",
         default=[],
         metavar="MODALITY=LAYER",
