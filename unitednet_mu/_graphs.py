@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import cast
 
 import torch
@@ -87,13 +88,19 @@ class Graphs:
     ) -> bool:
         """Record work, without doing it; whether that was possible."""
         memory = self._load(batch)
+        device = memory.labels.device
         graph = torch.cuda.CUDAGraph()
+        generator = torch.cuda.default_generators[device.index]
+        before = generator.clone_state()
         try:
             # other threads go on sending mini-batches
-            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+            stream, mode = _stream(device), "thread_local"
+            with torch.cuda.device(device), torch.cuda.graph(graph, None, stream, mode):
                 # nothing that was computed from these values before holds for others
                 found = work(replace(memory))
         except RuntimeError as error:
+            # a recording that breaks off leaves the generator in it, where nothing else may draw
+            generator.graphsafe_set_state(before)
             warn_user(
                 f"a step could not be recorded as a CUDA graph, training goes on without, slower; "
                 f"training={{'cuda_graphs': False}} does so from the beginning. It was: {error}"
@@ -112,6 +119,12 @@ class Graphs:
                 kept.copy_(values)
         self._loaded = batch
         return self._memory
+
+
+@cache
+def _stream(device: torch.device) -> torch.cuda.Stream:
+    """Where a GPU records: torch's own is on the first GPU, and libraries keep memory for each."""
+    return torch.cuda.Stream(device)
 
 
 def _tensors(batch: Batch) -> list[Tensor]:
