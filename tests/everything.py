@@ -8,6 +8,7 @@ that writes on each of the two stacks.
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,10 @@ from unitednet_mu._compat import quiet_update
 
 #: Names that trip files up.
 NAMES = {"group0": "CD4/CD8 αβ", "group1": "7", "group2": "G/M prog. #2"}
+#: For another process: the package that is tested before what the caller has there.
+PYTHONPATH = os.pathsep.join(
+    [str(Path(un.__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
+)
 #: Settings of `tl.fit` for a small network, trained for a moment.
 QUICK: dict[str, Any] = {
     "network": {"n_hidden": (32,), "n_latent": 8, "n_projector": 16, "n_heads": 2},
@@ -55,7 +60,7 @@ def run(mdata: MuData, query: MuData) -> dict[str, np.ndarray]:
     weights = un.get.model(continued).network.state_dict()
     return numbers(mdata) | {
         "labels": un.get.probabilities(query, labels=True).to_numpy(),
-        "continued": np.concatenate([v.numpy().ravel() for v in weights.values()]),
+        "continued": np.concatenate([v.cpu().numpy().ravel() for v in weights.values()]),
     }
 
 

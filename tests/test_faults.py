@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from everything import PYTHONPATH
 from mudata import MuData
 
 import unitednet_mu as un
@@ -101,7 +102,7 @@ def test_nothing_is_needed_and_nothing_left(tmp_path: Path, home: str | None) ->
     gone = ("HOME", "DISPLAY", "MPLBACKEND", "XDG_CACHE_HOME", "XDG_CONFIG_HOME", "MPLCONFIGDIR")
     environment = {name: value for name, value in os.environ.items() if name not in gone}
     environment |= {"TMPDIR": str(places["temporary"]), "PYTHONDONTWRITEBYTECODE": "1"}
-    environment["PYTHONPATH"] = str(Path(un.__file__).parent.parent)
+    environment["PYTHONPATH"] = PYTHONPATH
     if home is not None:
         environment["HOME"] = str(places["home"])
     kept = tmp_path / "kept"

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 import together
 import torch
+from everything import PYTHONPATH
 from together import CASES, Arrays
 
-import unitednet_mu as un
 from unitednet_mu._process import drawing_apart
 from unitednet_mu._ranks import GradientSum, Ranks
 from unitednet_mu.tl import _launch
@@ -29,9 +29,7 @@ def started(job: str, folder: Path, *launcher: str) -> list[Arrays]:
     """Run a job in two processes; what each of them left."""
     command = [*launcher, str(SCRIPT), job, str(folder)]
     environment = {k: v for k, v in os.environ.items() if k not in ("LOCAL_RANK", "WORLD_SIZE")}
-    environment["PYTHONPATH"] = os.pathsep.join(
-        [str(Path(un.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
-    )
+    environment["PYTHONPATH"] = PYTHONPATH
     done = subprocess.run(
         command, env=environment, capture_output=True, text=True, timeout=TIMEOUT, check=False
     )

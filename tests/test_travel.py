@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from everything import PYTHONPATH
 from mudata import MuData
 
 import unitednet_mu as un
@@ -45,7 +46,7 @@ def test_a_new_process_gives_identical_numbers(odd: MuData, query: MuData, tmp_p
     done = subprocess.run(
         [sys.executable, "-W", "error::UserWarning", everything.__file__, "."],
         cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(Path(un.__file__).parents[1])},
+        env={**os.environ, "PYTHONPATH": PYTHONPATH},
         capture_output=True,
         text=True,
         check=False,
