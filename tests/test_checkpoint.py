@@ -25,6 +25,7 @@ from safetensors import SafetensorError
 
 import unitednet_mu as un
 from unitednet_mu import _checkpoint, _storage
+from unitednet_mu._process import random_states, set_random_states
 from unitednet_mu._session import Session, State
 
 sys.path.insert(0, str(Path(__file__).parent / "benchmarks"))
@@ -600,3 +601,12 @@ def test_the_benchmark_prints_its_figures(capsys: pytest.CaptureFixture[str]) ->
     assert table["tried"].tolist() == [20] * 3
     assert table["held"].tolist() == [20] * 3
     assert "cut short: 20 of 20" in capsys.readouterr().out
+
+
+def test_random_states_of_another_kind_of_device() -> None:
+    """A training begun on a CPU goes on elsewhere with fresh numbers of that device."""
+    states = random_states(torch.device("cpu"))
+    expected = torch.rand(3)
+    for name in ("cpu", "cuda", "mps"):
+        set_random_states(states, torch.device(name))
+        assert torch.equal(torch.rand(3), expected)

@@ -276,3 +276,16 @@ def test_of_many_cells_some_serve(carried: MuData, monkeypatch: pytest.MonkeyPat
     monkeypatch.undo()
     for one, other in zip(few, _direct_path._values(model.network, data, some, 0, 1), strict=True):
         np.testing.assert_allclose(one, other, atol=1e-6)
+
+
+def test_fewer_cells_serve_the_wider_either_modality_is(
+    fitted: MuData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = un.get.model(fitted)
+    data, widths = model.open(fitted), [shape.n_features for shape in model.network.shapes]
+    assert widths[0] != widths[1]
+    monkeypatch.setattr(_direct_path, "_MAX_VALUES", 5 * max(widths))
+    for source, target in ((0, 1), (1, 0)):
+        x, y = _direct_path._values(model.network, data, data.canonical, source, target)
+        assert x.shape == (5, widths[source])
+        assert y.shape == (5, widths[target])

@@ -998,7 +998,53 @@ def test_precision_is_that_of_products_during_the_fit_only(
     assert torch.get_float32_matmul_precision() == "highest"
 
 
+@pytest.mark.parametrize("precision", ["32", "bf16"])
+@pytest.mark.parametrize("library", ["cuda", "mkldnn"])
+def test_precision_where_the_caller_has_torchs_newer_settings(
+    library: str, precision: Any, paired: MuData, quick: dict[str, Any]
+) -> None:
+    """They do not mix with the older one, which cannot even be read then."""
+    backends: Any = torch.backends
+    settings = {name: getattr(backends, name).matmul for name in ("cuda", "mkldnn")}
+    if not hasattr(settings["cuda"], "fp32_precision"):
+        pytest.skip("this torch has the older setting only")
+    before = {name: one.fp32_precision for name, one in settings.items()}
+    try:
+        settings[library].fp32_precision = "tf32"
+        theirs = {name: one.fp32_precision for name, one in settings.items()}
+        un.tl.fit(paired, labels_key="cell_type", precision=precision, **quick)
+        assert {name: one.fp32_precision for name, one in settings.items()} == theirs
+    finally:
+        for name, one in settings.items():
+            one.fp32_precision = before[name]
+    assert torch.get_float32_matmul_precision() == "highest"
+
+
 def test_an_unknown_precision_is_refused(paired: MuData, quick: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="precision: expected '32' or 'bf16', found '16'"):
         un.tl.fit(paired, labels_key="cell_type", precision="16", **quick)  # type: ignore[arg-type]
     assert "unitednet" not in paired.uns
+
+
+def test_values_stored_in_parts_are_added(quick: dict[str, Any]) -> None:
+    """A sparse matrix may hold a value as several that add up to it."""
+    models = []
+    for parts in (1, 2):
+        mdata = un.datasets.simulate_multimodal(n_obs=60, n_groups=2, random_state=1)
+        whole = sparse.csr_matrix(np.round(mdata["rna"].X), dtype=np.float64)
+        if parts == 2:
+            data, indices = np.repeat(whole.data / 2, 2), np.repeat(whole.indices, 2)
+            whole = sparse.csr_matrix((data, indices, whole.indptr * 2), shape=whole.shape)
+        mdata["rna"].X = whole
+        un.tl.fit(mdata, labels_key="cell_type", **quick)
+        models.append(un.get.model(mdata).network.state_dict())
+        assert mdata["rna"].X.nnz == whole.nnz  # the caller's matrix stays as it is
+    for name, values in models[0].items():
+        torch.testing.assert_close(models[1][name], values, msg=name)
+
+
+def test_nothing_is_refitted_where_nothing_was_held_out(quick: dict[str, Any]) -> None:
+    mdata = un.datasets.simulate_multimodal(n_obs=40, n_groups=2, random_state=1)
+    quick["training"] |= {"validation_fraction": 0.01, "refit": True}  # of 40 cells none
+    un.tl.fit(mdata, labels_key="cell_type", **quick)
+    assert not un.get.history(mdata)["phase"].str.startswith("refit").any()

@@ -458,3 +458,40 @@ def test_query_has_none_of_the_modalities(fitted: MuData, query: MuData, fingerp
     with pytest.raises(ValueError, match=r"\['rna', 'adt'\].*found none.*atac"):
         un.tl.transfer_labels(strange, fitted, progress=False)
     assert fingerprint(strange) == before
+
+
+@pytest.mark.parametrize("adapt", [False, True])
+@pytest.mark.parametrize("n_left", [0, 1])
+def test_a_reference_that_lacks_a_modality(
+    trained: MuData, query: MuData, adapt: bool, n_left: int
+) -> None:
+    """Or has it in one cell, which has no spread: cells are judged by the other modality."""
+    model = un.get.model(trained)
+    parts = {"rna": trained["rna"].copy()}
+    if n_left:
+        parts["adt"] = trained["adt"][:n_left].copy()
+    reference = MuData(parts)
+    reference.obs["cell_type"] = trained.obs["cell_type"]
+    un.tl.transfer_labels(query, reference, model=model, **(BRIEF[adapt] | {"adapt": adapt}))
+    assert right(query) > 0.9
+    assert query.obs["unitednet_label_novelty"].notna().all()
+
+
+def test_a_query_without_a_modality_of_the_reference(trained: MuData, query: MuData) -> None:
+    """Nothing tells how unlike they are: novelty is missing, and nothing is adapted."""
+    reference, other = MuData({"rna": trained["rna"].copy()}), MuData({"adt": query["adt"].copy()})
+    reference.obs["cell_type"] = trained.obs["cell_type"]
+    un.tl.transfer_labels(other, reference, model=un.get.model(trained), progress=False)
+    assert other.obs["unitednet_label_novelty"].isna().all()
+    stored = other.uns["unitednet"]["transfer"]
+    assert np.isnan(stored["shift"])
+    assert not stored["adapted"]
+
+
+@pytest.mark.usefixtures("_any_shift")
+def test_an_adaptation_that_diverges_is_dropped(trained: MuData, query: MuData) -> None:
+    training = {"max_epochs": 3, "learning_rate": 1e30}
+    with pytest.warns(UserWarning, match=r"adapt: training diverged .* used as it was"):
+        un.tl.transfer_labels(query, trained, training=training, progress=False)
+    assert not query.uns["unitednet"]["transfer"]["adapted"]
+    assert right(query) > 0.9

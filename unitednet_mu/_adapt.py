@@ -15,6 +15,7 @@ from ._fit import train_on
 from ._model import Model, ModelInfo
 from ._setup import split_cells
 from ._tasks import Tasks
+from ._train import Diverged
 
 logger = logging.getLogger(__name__)
 
@@ -50,15 +51,16 @@ def adapt_model(
     Warns
     -----
     UserWarning
-        Too few cells are held out to tell: nothing is trained, and the history is None.
+        Too few cells are held out to tell, or training diverged: the history is None.
     """
     verdict: dict[str, float | bool] = {"adapted": False, "shift": shift}
-    if shift <= _SHIFT:
+    if not shift > _SHIFT:  # not a number where query and reference have no modality in common
         logger.info(
-            "adaptation held back: the query is like the reference (shift %.2f, adapted to above "
-            "%.1f); the model is used as it was.",
-            shift,
+            "adaptation held back: expected a shift above %.1f, found %.2f (about 0 where the "
+            "query is like the reference, NaN where they have no modality in common); the model is "
+            "used as it was.",
             _SHIFT,
+            shift,
         )
         return model, None, verdict
     joint = concatenate(reference, query)
@@ -73,7 +75,11 @@ def adapt_model(
             f"(now {info.training.validation_fraction}), or pass adapt=False."
         )
         return model, None, verdict
-    tried = train_on(model, joint, info, n_groups=None, reset_head=False, progress=progress)
+    try:
+        tried = train_on(model, joint, info, n_groups=None, reset_head=False, progress=progress)
+    except Diverged as reason:
+        warn_user(f"adapt: {reason} The model is used as it was.")
+        return model, None, verdict
     adapted = tried.model
     before, after = (_label_losses(m, joint, of_reference) for m in (model, adapted))
     query_before, query_after = (

@@ -404,7 +404,10 @@ def concatenate(first: Dataset, second: Dataset) -> Dataset:
     for a, b in zip(first.sources, second.sources, strict=True):
         n_upper = int(a.rows.max(initial=-1)) + 1
         rows = np.concatenate([a.rows, np.where(b.rows >= 0, b.rows + n_upper, -1)])
-        sources.append(Source(a.spec, Stacked(a.matrix, b.matrix, n_upper), rows))
+        matrix = a.matrix if b.matrix is None else b.matrix  # a part may lack the modality
+        if a.matrix is not None and b.matrix is not None:
+            matrix = Stacked(a.matrix, b.matrix, n_upper)
+        sources.append(Source(a.spec, matrix, rows))
     names = pd.Index(
         [f"0 {name}" for name in first.obs_names] + [f"1 {name}" for name in second.obs_names]
     )

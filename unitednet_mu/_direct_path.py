@@ -127,7 +127,8 @@ def _values(
 
     Of many cells some serve, evenly over their order, which is that of their names.
     """
-    most = max(1, min(_MAX_CELLS, _MAX_VALUES // network.shapes[source].n_features))
+    widest = max(network.shapes[source].n_features, network.shapes[target].n_features)
+    most = max(1, min(_MAX_CELLS, _MAX_VALUES // widest))
     if len(cells) > most:
         cells = cells[np.linspace(0, len(cells) - 1, most).astype(int)]
     device = network.fusion.logits.device

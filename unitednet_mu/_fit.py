@@ -115,7 +115,8 @@ def train_new(
 
 
 def _is_refitted(data: Dataset, info: ModelInfo) -> bool:
-    if info.training.validation_fraction == 0 or info.training.refit is False:
+    _, held_out = split_cells(data, info.training.validation_fraction, info.random_state)
+    if not len(held_out) or info.training.refit is False:
         return False
     return info.training.refit is True or len(data.canonical) < _MANY_CELLS
 

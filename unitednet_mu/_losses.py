@@ -48,8 +48,13 @@ def cross_entropy_loss(logits: Tensor, labels: Tensor, class_weights: Tensor | N
     return total / weights.sum().clamp_min(_EPS)
 
 
+def _distances(x: Tensor, y: Tensor) -> Tensor:
+    """Euclidean distances, always by products: Apple's GPUs lack the other way's gradient."""
+    return torch.cdist(x, y, compute_mode="use_mm_for_euclid_dist")
+
+
 def _gaussian_kernel(x: Tensor, relative_width: float = 0.15) -> Tensor:
-    distance = torch.cdist(x, x).square()
+    distance = _distances(x, x).square()
     width = relative_width * distance.detach().median().clamp_min(_EPS)
     return torch.exp(-distance / (2 * width))
 
@@ -77,7 +82,7 @@ def clustering_loss(probabilities: Tensor, projected: Tensor) -> Tensor:
     n, k = probabilities.shape
     kernel = _gaussian_kernel(projected)
     corner = torch.eye(k, dtype=probabilities.dtype, device=probabilities.device)
-    corners = torch.exp(-torch.cdist(probabilities, corner).square())
+    corners = torch.exp(-_distances(probabilities, corner).square())
     orthogonality = torch.triu(probabilities @ probabilities.T, 1).sum() * 2 / max(n * (n - 1), 1)
     return _mean_overlap(probabilities, kernel) + orthogonality + _mean_overlap(corners, kernel)
 

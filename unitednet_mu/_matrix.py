@@ -116,13 +116,22 @@ class Source:
 
     def sparse_or_dense(self, cells: np.ndarray) -> Any:
         """Like :meth:`take`, as CSR where the matrix is sparse."""
-        return self.matrix[self.rows[cells]]
+        return summed(self.matrix[self.rows[cells]])
 
     def compact(self) -> Source:
         """Return the same cells, their values copied to memory, of no others."""
         has = self.rows >= 0
-        matrix = None if self.matrix is None else self.sparse_or_dense(np.flatnonzero(has))
+        matrix = self.sparse_or_dense(np.flatnonzero(has)) if has.any() else None
         return replace(self, matrix=matrix, rows=np.where(has, has.cumsum() - 1, -1))
+
+
+def summed(block: Any) -> Any:
+    """Return rows whose values stand in one piece each: a sparse matrix may store one in parts."""
+    if not is_sparse(block) or block.has_canonical_format:
+        return block
+    block = block.copy()
+    block.sum_duplicates()
+    return block
 
 
 def row_bytes(matrix: Any) -> float:
@@ -271,7 +280,7 @@ def _row_blocks(matrix: Any) -> Iterator[Any]:
     """Blocks of consecutive rows; those on disk are read ahead."""
     n_rows, n_columns = matrix.shape
     step = max(1, min(_SCAN_ROWS, _SCAN_VALUES // max(n_columns, 1)))
-    blocks = (matrix[start : start + step] for start in range(0, n_rows, step))
+    blocks = (summed(matrix[start : start + step]) for start in range(0, n_rows, step))
     return ahead(blocks) if row_bytes(matrix) else blocks
 
 

@@ -92,7 +92,7 @@ class _Part:
     ) -> None:
         here = ~np.isnan(codes).any(1)
         x, groups = codes[here].astype(np.float64), groups[here]
-        self._of_any = len(x) > 1
+        self._of_any, self._n_groups = len(x) > 1, len(names)
         if not self._of_any:
             return
         self._mean = x.mean(0)
@@ -109,7 +109,7 @@ class _Part:
         """Cells x groups; NaN for cells or groups that lack the modality."""
         from sklearn.metrics import pairwise_distances
 
-        out = np.full((len(x), len(self._centres) if self._of_any else 1), np.nan)
+        out = np.full((len(x), self._n_groups), np.nan)
         here = ~np.isnan(x).any(1)
         if not self._of_any or not here.any():
             return out

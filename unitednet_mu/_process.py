@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 
@@ -20,8 +21,13 @@ def seeded(seed: int) -> Iterator[None]:
     """Seed torch for the block and give the caller's random state back; one thread at a time."""
     devices = range(torch.cuda.device_count()) if torch.cuda.is_available() else ()
     with _TURN, torch.random.fork_rng(devices=list(devices)):
+        of_mps = torch.mps.get_rng_state() if torch.backends.mps.is_available() else None
         torch.manual_seed(seed)
-        yield
+        try:
+            yield
+        finally:
+            if of_mps is not None:
+                torch.mps.set_rng_state(of_mps)
 
 
 def new_seed() -> int:
@@ -71,30 +77,52 @@ def threads_for(values_per_step: int) -> Iterator[None]:
 @contextmanager
 def products_in(precision: str) -> Iterator[None]:
     """Allow matrix products of float32 in fewer bits (``"bf16"``) for the block, or as it was."""
+    if precision != "bf16":
+        yield
+        return
     with _TURN:
-        before = torch.get_float32_matmul_precision()
         try:
-            if precision == "bf16":
-                torch.set_float32_matmul_precision("medium")
+            before = torch.get_float32_matmul_precision()
+        except RuntimeError:  # the caller uses torch's newer settings, and the two do not mix
+            with _products_allowed():
+                yield
+            return
+        try:
+            torch.set_float32_matmul_precision("medium")
             yield
         finally:
             torch.set_float32_matmul_precision(before)
+
+
+@contextmanager
+def _products_allowed() -> Iterator[None]:
+    """Do the same by torch's newer settings (2.9 and later), one for each library of products."""
+    backends: Any = torch.backends
+    settings = (backends.cuda.matmul, backends.mkldnn.matmul)
+    before = [one.fp32_precision for one in settings]
+    try:
+        for one, fewer in zip(settings, ("tf32", "bf16"), strict=True):
+            one.fp32_precision = fewer
+        yield
+    finally:
+        for one, given in zip(settings, before, strict=True):
+            one.fp32_precision = given
 
 
 def random_states(device: torch.device) -> dict[str, torch.Tensor]:
     """State of torch's generators that training on `device` draws from."""
     states = {"cpu": torch.random.get_rng_state()}
     if device.type == "cuda":
-        states["device"] = torch.cuda.get_rng_state(device)
+        states["cuda"] = torch.cuda.get_rng_state(device)
     elif device.type == "mps":
-        states["device"] = torch.mps.get_rng_state()
+        states["mps"] = torch.mps.get_rng_state()
     return states
 
 
 def set_random_states(states: Mapping[str, torch.Tensor], device: torch.device) -> None:
-    """Go on drawing where :func:`random_states` was taken."""
+    """Go on drawing where :func:`random_states` was taken, if on a device of the same kind."""
     torch.random.set_rng_state(states["cpu"])
-    if device.type == "cuda":
-        torch.cuda.set_rng_state(states["device"], device)
-    elif device.type == "mps":
-        torch.mps.set_rng_state(states["device"])
+    if device.type == "cuda" and "cuda" in states:
+        torch.cuda.set_rng_state(states["cuda"], device)
+    elif device.type == "mps" and "mps" in states:
+        torch.mps.set_rng_state(states["mps"])

@@ -175,7 +175,8 @@ def transfer_labels(
         info = with_labels(reference, labelled, info, info.labels_key)
         info = with_batches(reference, labelled, info, info.batch_key, fixed=True)
         read_batches(query, data, info)
-        shift = float(np.nanmedian(novelty))
+        known = novelty[~np.isnan(novelty)]
+        shift = float(np.median(known)) if len(known) else np.nan
         found, history, verdict = adapt_model(
             found, info, labelled, data, shift=shift, progress=progress
         )
