@@ -133,6 +133,15 @@ def test_named_cells_and_background(trained: MuData) -> None:
     assert params["n_cells"].tolist() == groups.tolist()
 
 
+def test_a_cell_named_twice_counts_once(trained: MuData) -> None:
+    cells = trained.obs_names[[5, 5, 17]].tolist()
+    un.tl.explain(trained, cells=cells, per_cell=True, progress=False)
+    params = trained.uns["unitednet"]["relevance"]["params"]
+    assert params["cells"].tolist() == cells[1:]
+    assert params["n_cells"].sum() == 2
+    assert len(un.get.relevance(trained, group="group0", as_explanation=True).values.shape) == 2
+
+
 def test_the_sample_follows_seed_and_names(trained: MuData) -> None:
     samples = []
     rng = np.random.default_rng(0)

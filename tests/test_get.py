@@ -12,6 +12,7 @@ import pytest
 from anndata import AnnData
 from scipy import sparse
 
+import unitednet_mu as un
 from unitednet_mu import get
 
 # mudata 0.3 announces, whenever a MuData is made or read, what 0.4 changed.
@@ -159,6 +160,14 @@ def test_probabilities(mdata: md.MuData) -> None:
     labels = get.probabilities(mdata, labels=True)
     assert list(labels.columns) == ["B", *GROUPS]
     assert labels.loc["cell3", "CD4/CD8"] == np.float32(0.4)
+
+
+def test_groups_named_by_numbers(fitted: md.MuData) -> None:
+    un.tl.fit(fitted, n_groups=2, training={"max_epochs": 2, "refit": False}, progress=False)
+    un.tl.explain(fitted, n_cells=2, n_background=2, progress=False)
+    expected = get.relevance(fitted, group="1")
+    pd.testing.assert_frame_equal(get.relevance(fitted, group=1), expected)  # type: ignore[arg-type]
+    pd.testing.assert_frame_equal(get.relevance(fitted, group=[1]), expected)  # type: ignore[list-item]
 
 
 def test_relevance_values(mdata: md.MuData) -> None:
@@ -344,6 +353,31 @@ def test_messages_list_what_exists() -> None:
     for n_top in (0, -1, 2.5, True):
         with pytest.raises(ValueError, match="n_top: expected None or a whole number"):
             get.relevance(made, n_top=n_top)  # type: ignore[arg-type]
+
+
+def test_probabilities_of_a_model_before(fitted: md.MuData, query: md.MuData) -> None:
+    """Names of a model that came to stand there since are not put on them."""
+    run = r"no modality_effects stored .* run unitednet_mu\.tl\.integrate\(mdata\) first"
+    quick = {"training": {"max_epochs": 2, "refit": False}, "progress": False}
+    un.tl.fit(query, n_groups=3, **quick)
+    un.tl.integrate(query)
+    assert get.probabilities(query).columns.tolist() == ["0", "1", "2"]
+    un.tl.transfer_labels(query, fitted, adapt=False, progress=False)
+    with pytest.raises(ValueError, match=run):
+        get.probabilities(query)
+    un.tl.integrate(query)
+    before = get.probabilities(query)
+    un.tl.transfer_labels(query, fitted, adapt=False, progress=False)  # the same model
+    pd.testing.assert_frame_equal(get.probabilities(query), before)
+    query.obs["other"] = query.obs["cell_type"].astype(str).map(lambda name: f"not {name}")
+    un.tl.fit(query, labels_key="other", **quick)
+    with pytest.raises(ValueError, match=run):
+        get.probabilities(query)
+
+
+@pytest.fixture
+def query() -> md.MuData:
+    return un.datasets.simulate_multimodal(n_obs=60, n_groups=3, random_state=4)
 
 
 def test_probabilities_that_do_not_fit() -> None:

@@ -456,6 +456,24 @@ def test_prediction_features_layer_and_measured(predicted: md.MuData) -> None:
         assert np.allclose(scattered(ax)[:, 0], np.sort(elsewhere.to_df()["b"]))
 
 
+def test_prediction_of_a_layer(predicted: md.MuData) -> None:
+    """The layer that the model reads is compared with; intervals are of its units alone."""
+    adata, adt = predicted["adt_from_rna"], predicted["adt"]
+    adata.var["error_q05"], adata.var["error_q95"] = -1.0, 2.0
+    adata.uns["unitednet_prediction"]["layer"] = "doubled"
+    adt.layers["counts"] = adt.X
+    for settings, slope, dotted in (
+        ({}, 0.25, 2),
+        ({"layer": "doubled"}, 0.25, 2),
+        ({"layer": "counts"}, 0.5, 0),
+        ({"measured": "adt"}, 0.5, 0),
+    ):
+        ax = pl.prediction(predicted, source="rna", target="adt", features="a", **settings)[0]
+        points = scattered(ax)
+        assert np.allclose(points[:, 1], slope * points[:, 0], atol=1e-6)
+        assert sum(line.get_linestyle() == ":" for line in ax.lines) == dotted
+
+
 def test_prediction_with_intervals(predicted: md.MuData) -> None:
     """Dotted lines: a point on one was measured at its prediction plus that error."""
     adata = predicted["adt_from_rna"]

@@ -139,7 +139,8 @@ def write_prediction(
     """Add the predicted modality for every cell that has one of the sources."""
     name = keys.predicted(source, target)
     cells = ~np.isnan(values).any(1)
-    features = np.asarray(model.info.modalities[model.modality_index(target, "target")].features)
+    spec = model.info.modalities[model.modality_index(target, "target")]
+    features = np.asarray(spec.features)
     in_order = [modality for modality in model.modality_names if modality in source]
     nothing = np.full((len(ACCURACY), len(features)), np.nan, np.float32)
     accuracy = model.accuracy.get(Keys(DEFAULT_STEM).predicted(in_order, target), nothing)
@@ -152,6 +153,7 @@ def write_prediction(
     predicted.uns[PREDICTED_MARK] = {
         "source": np.asarray(source, dtype=str),
         "target": target,
+        "layer": spec.layer or "",
         "key": keys.stem,
     }
     with writing(mdata):

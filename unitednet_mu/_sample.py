@@ -102,7 +102,7 @@ def _draw(
 
 
 def _named(data: Dataset, names: Sequence[str], able: np.ndarray, argument: str) -> np.ndarray:
-    wanted = [names] if isinstance(names, str) else list(names)
+    wanted = [names] if isinstance(names, str) else list(dict.fromkeys(names))
     if not wanted:
         raise ValueError(f"{argument}: expected names of cells, found none.")
     positions = data.obs_names.get_indexer(pd.Index(wanted))

@@ -219,7 +219,8 @@ def cross_relevance(
     shap.Explanation
         With `as_explanation`. Rows are the explained cells of `group`, columns the features of the
         source; ``base_values`` and the ``values`` of a cell add up to its prediction of
-        `target_feature`, in the target's units (binary targets: the logit). ``data`` holds the
+        `target_feature`, in the target's units (binary targets: the logit; with batches, decoded as
+        `tl.explain` says, not the mean of the predictions as each batch). ``data`` holds the
         values of the source's features in the user's units, ``instance_names`` the cells. Without a
         single `target_feature` there is a third axis, ``explanation[:, :, "CD3"]``.
 

@@ -48,7 +48,7 @@ def probabilities(
     ['group0', 'group1']
     """
     keys = Keys(key_added)
-    slot, name = (keys.label_probabilities, "labels") if labels else (keys.probabilities, "groups")
+    slot = keys.label_probabilities if labels else keys.probabilities
     if labels:
         run = command("transfer_labels", "query", "reference", key_added=key_added)
     else:
@@ -56,7 +56,10 @@ def probabilities(
     obsm = check_mudata(mdata).obsm
     if slot not in obsm:
         raise ValueError(f"no .obsm[{slot!r}] (there: {list(obsm)}); run {run} first.")
+    name = "labels" if labels else "groups"
     columns = texts(stored(mdata, name, key_added=key_added, run=run))
+    if not labels:  # stored with the probabilities, and gone if another model came to stand there
+        stored(mdata, "modality_effects", key_added=key_added, run=run)
     values = np.asarray(obsm[slot])
     if values.ndim != 2 or values.shape[1] != len(columns):
         raise ValueError(

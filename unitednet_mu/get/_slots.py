@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -101,7 +101,8 @@ def choose(available: Sequence[str], asked: str | Sequence[str] | None, what: st
     """
     if asked is None:
         return list(available)
-    names = list(dict.fromkeys([asked] if isinstance(asked, str) else map(str, asked)))
+    single = isinstance(asked, str) or not isinstance(asked, Iterable)  # groups may be numbers
+    names = list(dict.fromkeys([str(asked)] if single else map(str, asked)))
     if not names:
         raise ValueError(f"{what}: expected one or more of {list(available)}, found none.")
     for name in names:

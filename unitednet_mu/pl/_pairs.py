@@ -53,6 +53,11 @@ def find_measured(mdata: MuData, measured: str | AnnData) -> AnnData:
     return mdata.mod[measured]
 
 
+def layer_of_prediction(predicted: AnnData) -> str | None:
+    """Return the layer that the model reads of the target; None for `X`."""
+    return str(predicted.uns.get(PREDICTED_MARK, {}).get("layer", "")) or None
+
+
 def _plain_names(predicted: AnnData) -> list[str]:
     return texts(predicted.var.get("feature", predicted.var_names))
 

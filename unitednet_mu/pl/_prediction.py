@@ -17,7 +17,14 @@ from .._keys import DEFAULT_STEM
 from ..get._cross_relevance import source_names
 from ..get._slots import check_n_top
 from ._columns import text_column
-from ._pairs import choose_features, find_measured, find_prediction, intervals, paired_values
+from ._pairs import (
+    choose_features,
+    find_measured,
+    find_prediction,
+    intervals,
+    layer_of_prediction,
+    paired_values,
+)
 from ._style import (
     CATEGORIES,
     LABEL,
@@ -61,7 +68,7 @@ def prediction(
     the caller to choose. With `groupby`, r within groups (`metrics.pearson_within_groups`: after
     group means are taken off both sides) stands beside the overall one. The dashed line is
     equality; nine of ten measurements are expected between the dotted ones (`.var["error_q05"]`,
-    `.var["error_q95"]`; drawn without `layer`, whose units may differ).
+    `.var["error_q95"]`; not drawn beside another layer than the model reads, of other units).
 
     Parameters
     ----------
@@ -79,7 +86,8 @@ def prediction(
         Where the measured values are: the name of a modality, or an AnnData; `mdata[target]` by
         default.
     layer
-        Layer of the measured values; `X` by default.
+        Layer of the measured values; by default the one that the model reads of `target`, or `X`
+        with `measured`.
     groupby
         `.obs` column to colour cells by.
     n_top
@@ -119,6 +127,8 @@ def prediction(
     check_n_top(n_top)
     predicted = find_prediction(mdata, source, target, key_added)
     truth = find_measured(mdata, target if measured is None else measured)
+    modelled = layer_of_prediction(predicted)
+    layer = modelled if layer is None and measured is None else layer
     chosen = choose_features(predicted, truth, features, n_top)
     x, y = paired_values(predicted, truth, chosen, layer)
     groups = None if groupby is None else text_column(mdata, groupby, "groupby").reindex(x.index)
@@ -133,7 +143,7 @@ def prediction(
         narrow="features=",
         layout="compressed",
     )
-    bounds = intervals(predicted) if layer is None else {}
+    bounds = intervals(predicted) if layer == modelled else {}
     for axis, feature in zip(axes, chosen, strict=True):
         _draw(axis, feature, x[feature].to_numpy(), y[feature].to_numpy(), groups, colours)
         for error in bounds.get(feature, ()):  # measured = predicted + error
