@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+import mudata as md
 import numpy as np
 import pandas as pd
 import pytest
@@ -127,3 +129,94 @@ def test_relevance_between_modalities_is_sparse_and_empty_without_cells() -> Non
     assert list(found) == ["0", "1"]
     assert [matrix.nnz for matrix in found.values()] == [0, 1] and found["1"][0, 1] == 2
     assert all(matrix.format == "csr" and matrix.dtype == np.float32 for matrix in found.values())
+
+
+def of_all_cells(mdata: MuData) -> None:
+    """Give a MuData what mudata's own update turns into other types."""
+    n, names = mdata.n_obs, mdata.obs_names
+    mdata.obsm["pixels"] = np.arange(2 * n).reshape(n, 2)
+    mdata.obsm["table"] = pd.DataFrame({"i": np.arange(n), "b": np.arange(n) % 2 == 0}, index=names)
+    mdata.obsm["sparse"] = sparse.csr_matrix(np.eye(n, 3, dtype=np.int64))
+    mdata.obs["whole"] = np.arange(n, dtype=np.float64)
+
+
+def assert_is_as_given(found: MuData, given: MuData) -> None:
+    for column in ("whole", "cell_type"):
+        pd.testing.assert_series_equal(found.obs[column], given.obs[column])
+    assert found.obsm["pixels"].dtype == np.int64
+    np.testing.assert_array_equal(found.obsm["pixels"], given.obsm["pixels"])
+    tables = [pd.DataFrame(one.obsm["table"]) for one in (found, given)]  # of views, too
+    pd.testing.assert_frame_equal(*tables)
+    assert found.obsm["sparse"].dtype == np.int64
+    assert not (found.obsm["sparse"] != given.obsm["sparse"]).nnz
+
+
+@pytest.mark.parametrize("mosaic", [False, True])
+def test_what_belongs_to_all_cells_stays_as_it_is(
+    mosaic: bool, fitted: MuData, fitted_mosaic: MuData, tmp_path: Path
+) -> None:
+    mdata = fitted_mosaic if mosaic else fitted
+    del mdata.obsm
+    of_all_cells(mdata)
+    given, model, rows = mdata.copy(), un.get.model(mdata), np.arange(mdata.n_obs)[::-2]
+    where: dict[str, Any] = {"source": "rna", "target": "adt", "model": model}
+    copy = un.tl.predict_modality(mdata, copy=True, **where)
+    part = mdata[rows]
+    un.tl.predict_modality(part, **where)
+    un.tl.predict_modality(mdata, **where)
+    assert copy is not None
+    for found, expected in ((mdata, given), (copy, given), (part, given[rows])):
+        assert "adt_from_rna" in found.mod
+        assert found.obs_names.equals(expected.obs_names)
+        assert_is_as_given(found, expected)
+        found.write(tmp_path / "found.h5mu")
+    copy.obsm["pixels"][:] = 0  # nothing is shared
+    assert_is_as_given(mdata, given)
+
+
+def test_a_prediction_is_never_trained_on_though_its_mark_is_lost(
+    fitted: MuData, quick: dict[str, Any]
+) -> None:
+    """Which happens in `mudata.concat`."""
+    rows = np.arange(fitted.n_obs)
+    parts = [fitted[rows < 40].copy(), fitted[rows >= 40].copy()]
+    for part in parts:
+        un.tl.predict_modality(part, source="rna", target="adt", model=un.get.model(fitted))
+    both = md.concat(parts)
+    assert not both["adt_from_rna"].uns
+    un.tl.fit(both, labels_key="cell_type", **quick)
+    assert un.get.model(both).modality_names == ["adt", "rna"]
+    un.tl.predict_modality(both, source="rna", target="adt")
+    assert both["adt_from_rna"].uns
+
+
+def test_a_prediction_that_was_dropped_can_be_made_again(fitted: MuData) -> None:
+    un.tl.predict_modality(fitted, source="rna", target="adt")
+    del fitted.mod["adt_from_rna"]
+    assert fitted.obsm["adt_from_rna"].dtype == bool
+    un.tl.predict_modality(fitted, source="rna", target="adt")
+    assert "adt_from_rna" in fitted.mod
+    del fitted.mod["adt_from_rna"]
+    fitted.obsm["adt_from_rna"] = np.zeros((fitted.n_obs, 2))
+    with pytest.raises(ValueError, match="would overwrite"):
+        un.tl.predict_modality(fitted, source="rna", target="adt")
+
+
+def test_cells_that_the_mudata_does_not_know(fitted: MuData, fingerprint: Any) -> None:
+    other = fitted["rna"].copy()
+    other.obs_names = [*other.obs_names[:-2], "new0", "new1"]
+    fitted.mod["rna"] = other
+    before = fingerprint(fitted)
+    with pytest.raises(ValueError, match=r"'rna': 2 of its \d+ cells .* Call mdata.update\(\)"):
+        un.tl.integrate(fitted)
+    assert fingerprint(fitted) == before
+
+
+def test_labels_that_would_be_written_over_are_refused(
+    fitted: MuData, quick: dict[str, Any]
+) -> None:
+    un.tl.integrate(fitted)
+    with pytest.raises(ValueError, match="unitednet_group' is a column that tl\\.integrate over"):
+        un.tl.fit(fitted, labels_key="unitednet_group", **quick)
+    un.tl.fit(fitted, labels_key="unitednet_group", key_added="other", **quick)
+    assert "other" in fitted.uns

@@ -21,6 +21,8 @@ from scipy import sparse
 
 #: Options of mudata and Python's random numbers belong to the whole process: one update at a time.
 _UPDATING = threading.RLock()
+#: What a MuData holds of all cells, and of all variables.
+_ALIGNED = ("obsm", "varm")
 _PACKAGE = os.path.dirname(__file__) + os.sep
 
 
@@ -58,9 +60,25 @@ def _no_pull() -> Iterator[None]:
 
 
 def copied(mdata: MuData) -> MuData:
-    """Return a copy that shares nothing with `mdata`, real even where `mdata` is a view."""
+    """Return a copy that shares nothing with `mdata`, real even where `mdata` is a view.
+
+    mudata updates what it copies, and turns integers and columns of tables into other types, or
+    fails, where it does: what belongs to all cells or variables is copied beside it.
+    """
+    bare = copy.copy(mdata)
+    for slot in _ALIGNED:
+        notes = {key: value for key, value in getattr(mdata, slot).items() if key in mdata.mod}
+        setattr(bare, f"_{slot}", notes)
     with quiet_update():
-        return mdata.copy()
+        found = bare.copy()
+        if not found.obs_names.equals(mdata.obs_names):  # out of date: only mudata knows how
+            return mdata.copy()
+    for slot in _ALIGNED:
+        for key, value in getattr(mdata, slot).items():
+            if key not in mdata.mod:
+                getattr(found, slot)[key] = value.copy()
+    found.obs = mdata.obs.copy()
+    return found
 
 
 def make_real(mdata: MuData) -> None:
@@ -75,36 +93,34 @@ def make_real(mdata: MuData) -> None:
 def add_modality(mdata: MuData, name: str, adata: AnnData) -> None:
     """Add a modality whose cells `mdata` has, or replace the one of that name.
 
-    mudata marks cells that are new by NaN in every array of ``.obsm``, there being none as well:
-    integers, as positions in pixels, refuse that. They are put aside meanwhile.
+    mudata marks cells that are new by NaN in all of ``.obsm``, there being none as well: integers,
+    as positions in pixels, refuse that, and columns of tables become others. All is put aside
+    meanwhile, as ``.obs`` is, whose columns change their types too.
 
     Raises
     ------
     ValueError
-        The cells of `mdata` and of its modalities do not agree, and an array was put aside.
+        The cells of `mdata` and of its modalities do not agree, and something was put aside.
     """
-    cells = mdata.obs_names
+    cells, obs = mdata.obs_names, mdata.obs
     aside = {
-        key: value
-        for key, value in mdata.obsm.items()
-        if key != name and key not in mdata.mod and _is_integer(value)
+        key: value for key, value in mdata.obsm.items() if key != name and key not in mdata.mod
     }
     for key in aside:
         del mdata.obsm[key]
     with quiet_update():
         mdata.mod[name] = adata
         mdata.update()
-    if aside and not mdata.obs_names.equals(cells):
+    if not mdata.obs_names.equals(cells):
+        if not aside:
+            return
         raise ValueError(
             "mdata: expected the cells of its modalities, found others: it was changed. Call "
             "mdata.update() first."
         )
     for key, value in aside.items():
         mdata.obsm[key] = value
-
-
-def _is_integer(values: Any) -> bool:
-    return hasattr(values, "dtype") and values.dtype.kind in "iu"
+    mdata.obs = obs
 
 
 def import_muon(submodule: str) -> Any:

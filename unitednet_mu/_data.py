@@ -373,6 +373,12 @@ def _open_source(mdata: MuData, spec: ModalitySpec) -> Source:
     adata = mdata.mod[spec.name]
     matrix, features = matrix_of(adata, spec.name, spec.layer, spec.use_rep)
     rows = adata.obs_names.get_indexer(mdata.obs_names).astype(np.int64)
+    n_unknown = adata.n_obs - int((rows >= 0).sum())
+    if n_unknown:
+        raise ValueError(
+            f"modality {spec.name!r}: {n_unknown} of its {adata.n_obs} cells are not among "
+            "mdata.obs_names. Call mdata.update() first."
+        )
     found = pd.Index(features).astype(str)
     if len(found) == len(spec.features) and bool(
         (found == np.asarray(spec.features, dtype=object)).all()

@@ -116,9 +116,14 @@ def _check_unique(names: pd.Index, what: str) -> None:
         )
 
 
-def is_predicted(adata: AnnData) -> bool:
-    """Whether a modality was made by this package."""
-    return PREDICTED_MARK in adata.uns
+def is_predicted(name: str, adata: AnnData) -> bool:
+    """Whether a modality is a prediction by this package.
+
+    ``mudata.concat`` drops the mark in ``.uns``; the names of modality and features tell it, too.
+    """
+    if PREDICTED_MARK in adata.uns:
+        return True
+    return "_from_" in name and all(str(one).startswith(f"{name}:") for one in adata.var_names)
 
 
 def derived_from(adata: AnnData) -> list[str]:
@@ -130,7 +135,7 @@ def derived_from(adata: AnnData) -> list[str]:
 
 def measured_modalities(mdata: MuData) -> list[str]:
     """Names of the modalities that were measured, in order."""
-    return [name for name, adata in mdata.mod.items() if not is_predicted(adata)]
+    return [name for name, adata in mdata.mod.items() if not is_predicted(name, adata)]
 
 
 def check_modalities(mdata: MuData, modalities: Sequence[str] | None) -> list[str]:

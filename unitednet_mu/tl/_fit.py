@@ -28,7 +28,7 @@ from .._validate import (
 )
 from ._common import resolve_device
 from ._launch import join_processes
-from ._levels import with_batches, with_labels
+from ._levels import check_labels_key, with_batches, with_labels
 
 logger = logging.getLogger(__name__)
 
@@ -164,13 +164,13 @@ def fit(
     ImportError
         Several processes without Lightning Fabric (``pip install 'unitednet_mu[distributed]'``).
     ValueError
-        Both `labels_key` and `n_groups`; several processes in a notebook, more than there are
-        GPUs, or an unknown strategy; data that are not of the kind that `preset` names; an
-        unknown modality, column, layer or setting; one class only or all labels missing; a column
-        of measurements or identifiers; NaN or infinite values; too few cells; a `checkpoint_dir`
-        that cannot be used, is in use, or holds checkpoints that `resume` does not ask for, that
-        are damaged, or of other data or settings; matrices on disk that are stored by features, of
-        which `mdata` is a view, or to be copied.
+        Both `labels_key` and `n_groups`, or labels in a column that is written over; several
+        processes in a notebook, more than there are GPUs, or an unknown strategy; data that are not
+        of the kind that `preset` names; an unknown modality, column, layer or setting; one class
+        only or all labels missing; a column of measurements or identifiers; NaN or infinite values;
+        too few cells; a `checkpoint_dir` that cannot be used, is in use, or holds checkpoints that
+        `resume` does not ask for, that are damaged, or of other data or settings; matrices on disk
+        that are stored by features, of which `mdata` is a view, or to be copied.
         Nothing is trained or written then.
     RuntimeError
         Training diverged before it had learned anything; nothing is written.
@@ -224,6 +224,7 @@ def fit(
     check_mudata(mdata, copy=copy)
     keys = check_key_added(mdata, key_added)
     _check_choice(labels_key, n_groups, model, reset_head)
+    check_labels_key(labels_key, keys)
     _check_checkpoints(checkpoint_dir, checkpoint_every, resume)
     if precision not in ("32", "bf16"):
         raise ValueError(f"precision: expected '32' or 'bf16', found {precision!r}.")

@@ -10,6 +10,7 @@ import numpy as np
 from mudata import MuData
 
 from .._data import Dataset
+from .._keys import Keys
 from .._model import ModelInfo
 from .._validate import (
     as_names,
@@ -23,8 +24,26 @@ from .._validate import (
 logger = logging.getLogger(__name__)
 
 
-def with_labels(mdata: MuData, data: Dataset, info: ModelInfo, labels_key: str | None) -> ModelInfo:
-    """Read the labels into `data`; a model's own groups are kept."""
+def check_labels_key(labels_key: str | None, keys: Keys) -> None:
+    """Refuse labels that `tl.integrate` would write over."""
+    if labels_key in (keys.group, keys.group_confidence):
+        raise ValueError(
+            f"labels_key={labels_key!r} is a column that tl.integrate overwrites. Copy your labels "
+            "to a column of another name, or use key_added."
+        )
+
+
+def with_labels(
+    mdata: MuData,
+    data: Dataset,
+    info: ModelInfo,
+    labels_key: str | None,
+    advice: str = "Pass reset_head=True to learn new labels.",
+) -> ModelInfo:
+    """Read the labels into `data`; a model's own groups are kept.
+
+    `advice` says what to do about a label that the model does not know.
+    """
     if labels_key is None:
         return info
     codes, names = _levels(mdata, data, labels_key, "labels_key")
@@ -32,10 +51,7 @@ def with_labels(mdata: MuData, data: Dataset, info: ModelInfo, labels_key: str |
         unknown = [name for name in names if name not in info.groups]
         if unknown:
             known = list(info.groups)
-            raise ValueError(
-                f"{unknown_name('labels_key: label', unknown[0], known)} Pass reset_head=True to "
-                "learn new labels."
-            )
+            raise ValueError(f"{unknown_name('labels_key: label', unknown[0], known)} {advice}")
         codes = _positions(codes, names, info.groups)
     else:
         check_labels(codes, names, labels_key)

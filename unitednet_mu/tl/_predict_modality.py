@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 from mudata import MuData
 
 from .. import _results
@@ -98,12 +99,15 @@ def predict_modality(
         raise ValueError(f"source: expected one or several different modalities, found {sources}.")
     aim = found.modality_index(target, "target")
     name = keys.predicted(sources, target)
-    if name in mdata.mod and not is_predicted(mdata.mod[name]):
+    if name in mdata.mod and not is_predicted(name, mdata.mod[name]):
         raise ValueError(
             f"modality {name!r} exists and was not made by this package. Rename it, or use "
             "key_added."
         )
-    if name not in mdata.mod and name in mdata.obsm:
+    held = mdata.obsm.get(name)
+    # mudata's note of a modality's cells, left behind where it was dropped
+    left = getattr(held, "dtype", None) == np.dtype(bool)
+    if held is not None and name not in mdata.mod and not left:
         raise ValueError(
             f"modality {name!r} would overwrite .obsm[{name!r}]. Rename that, or use key_added."
         )

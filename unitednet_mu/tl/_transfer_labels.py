@@ -21,6 +21,9 @@ from .._validate import check_mudata, check_random_state
 from ._common import resolve_model
 from ._levels import read_batches, with_batches, with_labels
 
+#: What to do about labels of the reference that its model does not know.
+_OTHER_LABELS = "Name the reference's labels as its model does, or pass adapt=False."
+
 
 def transfer_labels(
     query: MuData,
@@ -104,6 +107,9 @@ def transfer_labels(
     ``.uns["unitednet"]["version"]`` : str
         Version of this package; marks the stem as its own.
 
+    A model of the query's own that stood under this stem is replaced, with all that ``.uns`` holds
+    of it; `key_added` keeps both.
+
     Raises
     ------
     TypeError
@@ -117,7 +123,7 @@ def transfer_labels(
     -----
     UserWarning
         A modality looks like raw counts, and those that the model was trained on did not. Too few
-        cells to tell whether adaptation helps: the model is used as it was.
+        cells to tell whether adaptation helps, or it diverged: the model is used as it was.
 
     Examples
     --------
@@ -172,7 +178,7 @@ def transfer_labels(
     encoded, novelty = _encoded(found, labelled, data, seed)
     if adapt:
         info = dataclasses.replace(found.info, training=config, random_state=seed)
-        info = with_labels(reference, labelled, info, info.labels_key)
+        info = with_labels(reference, labelled, info, info.labels_key, _OTHER_LABELS)
         info = with_batches(reference, labelled, info, info.batch_key, fixed=True)
         read_batches(query, data, info)
         known = novelty[~np.isnan(novelty)]
