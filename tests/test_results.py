@@ -131,24 +131,14 @@ def test_relevance_between_modalities_is_sparse_and_empty_without_cells() -> Non
     assert all(matrix.format == "csr" and matrix.dtype == np.float32 for matrix in found.values())
 
 
-def of_all_cells(mdata: MuData) -> None:
-    """Give a MuData what mudata's own update turns into other types."""
+def of_all_cells(mdata: MuData) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """Give a MuData what mudata's own update turns into other types; copies of ``.obs`` and it."""
     n, names = mdata.n_obs, mdata.obs_names
     mdata.obsm["pixels"] = np.arange(2 * n).reshape(n, 2)
     mdata.obsm["table"] = pd.DataFrame({"i": np.arange(n), "b": np.arange(n) % 2 == 0}, index=names)
     mdata.obsm["sparse"] = sparse.csr_matrix(np.eye(n, 3, dtype=np.int64))
     mdata.obs["whole"] = np.arange(n, dtype=np.float64)
-
-
-def assert_is_as_given(found: MuData, given: MuData) -> None:
-    for column in ("whole", "cell_type"):
-        pd.testing.assert_series_equal(found.obs[column], given.obs[column])
-    assert found.obsm["pixels"].dtype == np.int64
-    np.testing.assert_array_equal(found.obsm["pixels"], given.obsm["pixels"])
-    tables = [pd.DataFrame(one.obsm["table"]) for one in (found, given)]  # of views, too
-    pd.testing.assert_frame_equal(*tables)
-    assert found.obsm["sparse"].dtype == np.int64
-    assert not (found.obsm["sparse"] != given.obsm["sparse"]).nnz
+    return mdata.obs.copy(), {key: mdata.obsm[key].copy() for key in ("pixels", "table", "sparse")}
 
 
 @pytest.mark.parametrize("mosaic", [False, True])
@@ -157,21 +147,31 @@ def test_what_belongs_to_all_cells_stays_as_it_is(
 ) -> None:
     mdata = fitted_mosaic if mosaic else fitted
     del mdata.obsm
-    of_all_cells(mdata)
-    given, model, rows = mdata.copy(), un.get.model(mdata), np.arange(mdata.n_obs)[::-2]
+    obs, obsm = of_all_cells(mdata)
+
+    def assert_as_given(found: MuData, rows: np.ndarray) -> None:
+        assert found.obs_names.equals(obs.index[rows])
+        for column in ("whole", "cell_type"):
+            pd.testing.assert_series_equal(found.obs[column], obs[column].iloc[rows])
+        for key in ("pixels", "sparse"):
+            assert found.obsm[key].dtype == np.int64
+            assert not (found.obsm[key] != obsm[key][rows]).sum()
+        table = pd.DataFrame(found.obsm["table"])  # of a view, too
+        pd.testing.assert_frame_equal(table, obsm["table"].iloc[rows])
+
+    model, every = un.get.model(mdata), np.arange(mdata.n_obs)
     where: dict[str, Any] = {"source": "rna", "target": "adt", "model": model}
     copy = un.tl.predict_modality(mdata, copy=True, **where)
-    part = mdata[rows]
+    part = mdata[every[::-2]]
     un.tl.predict_modality(part, **where)
     un.tl.predict_modality(mdata, **where)
     assert copy is not None
-    for found, expected in ((mdata, given), (copy, given), (part, given[rows])):
+    for found, rows in ((mdata, every), (copy, every), (part, every[::-2])):
         assert "adt_from_rna" in found.mod
-        assert found.obs_names.equals(expected.obs_names)
-        assert_is_as_given(found, expected)
+        assert_as_given(found, rows)
         found.write(tmp_path / "found.h5mu")
     copy.obsm["pixels"][:] = 0  # nothing is shared
-    assert_is_as_given(mdata, given)
+    assert_as_given(mdata, every)
 
 
 def test_a_prediction_is_never_trained_on_though_its_mark_is_lost(
