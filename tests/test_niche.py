@@ -396,6 +396,17 @@ def test_a_mudata_that_is_out_of_date(tissue: MuData, fingerprint: Any) -> None:
     assert tissue["rna"].n_obs == 100
 
 
+def test_cells_that_the_mudata_does_not_know(tissue: MuData) -> None:
+    """They would be given other cells' positions."""
+    other = tissue["rna"].copy()
+    other.obs_names = ["new", *other.obs_names[1:]]
+    tissue.mod["rna"] = other
+    with pytest.raises(
+        ValueError, match=r"'rna': 1 of its \d+ cells .* Call mdata.update\(\) first"
+    ):
+        un.pp.niche(tissue)
+
+
 def test_prepare_takes_it_as_it_is(pbmc: MuData) -> None:
     pbmc["rna"].obsm["spatial"] = np.random.default_rng(0).random((1200, 2))
     with pytest.warns(UserWarning, match="'rna' looks like raw counts. Prepare it first"):

@@ -32,7 +32,8 @@ def find_positions(mdata: MuData, mod: str, spatial_key: str) -> Floats:
     Raises
     ------
     ValueError
-        No such positions, not one row of numbers a cell, or some that are infinite or NaN in part.
+        No such positions, not one row of numbers a cell, or some that are infinite or NaN in part;
+        cells that `mdata` does not know.
     """
     adata = mdata.mod[mod]
     if spatial_key in adata.obsm:
@@ -41,6 +42,11 @@ def find_positions(mdata: MuData, mod: str, spatial_key: str) -> Floats:
     elif spatial_key in mdata.obsm and spatial_key not in mdata.mod:
         where, found = f"mdata.obsm[{spatial_key!r}]", mdata.obsm[spatial_key]
         rows = mdata.obs_names.get_indexer(adata.obs_names)
+        if (rows < 0).any():
+            raise ValueError(
+                f"modality {mod!r}: {int((rows < 0).sum())} of its {adata.n_obs} cells are not "
+                "among mdata.obs_names. Call mdata.update() first."
+            )
     else:
         own = [key for key in mdata.obsm if key not in mdata.mod]
         raise ValueError(
