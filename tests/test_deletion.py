@@ -185,6 +185,37 @@ def test_batches_are_held_out_whole(quick: dict[str, Any], monkeypatch: pytest.M
     assert all(learn & judge for learn, judge in seen[6:]) or len(seen) == 12
 
 
+def test_it_reads_what_the_explained_model_reads(train: MuData, test: MuData) -> None:
+    """A layer, also of cells that got model and labels from others."""
+    for mdata in (train, test):
+        for adata in mdata.mod.values():
+            adata.layers["own"] = adata.X.copy()
+            adata.X = np.random.default_rng(0).normal(size=adata.shape).astype(np.float32)
+    training = {"max_epochs": 10, "batch_size": 32, "refit": False}
+    un.tl.fit(
+        train,
+        labels_key="cell_type",
+        layer="own",
+        network=NETWORK,
+        training=training,
+        progress=False,
+    )
+    un.tl.transfer_labels(test, train, adapt=False, progress=False)
+    un.tl.explain(test, progress=False)
+    un.tl.explain(test, **PAIR, progress=False)
+    settings: dict[str, Any] = {"n_top": 5, "n_repeats": 5, "labels_key": "cell_type"}
+    with pytest.warns(UserWarning, match="relevance was computed on the cells"):
+        found = [un.metrics.deletion_test(test, **pair, **settings) for pair in ({}, PAIR)]
+    named = rows_of(found[0], "relevance")
+    assert named["score"].min() > 0.8
+    for adata in test.mod.values():
+        adata.X = adata.layers["own"]
+    with pytest.warns(UserWarning, match="relevance was computed on the cells"):
+        again = [un.metrics.deletion_test(test, **pair, **settings) for pair in ({}, PAIR)]
+    for one, other in zip(found, again, strict=True):
+        pd.testing.assert_frame_equal(one, other)
+
+
 def test_cells_that_lack_a_modality_and_sparse_values(quick: dict[str, Any]) -> None:
     mdata = un.datasets.simulate_multimodal(
         n_obs=300, n_groups=2, missing=0.3, values={"rna": "binary"}, random_state=1

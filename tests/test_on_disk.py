@@ -534,6 +534,8 @@ def test_what_would_be_read_whole_is_refused(
         un.tl.transfer_labels(fitted, stored[:50])
     with pytest.raises(ValueError, match="expected data in memory, found it"):
         un.pp.prepare(stored)
+    with pytest.raises(ValueError, match="expected data in memory, found it"):
+        un.pp.prepare(stored, copy=True)
     with pytest.raises(ValueError, match="mdata: expected data in memory, found it"):
         un.metrics.deletion_test(stored)
     with pytest.raises(ValueError, match="held_out: expected data in memory, found it"):
@@ -576,6 +578,23 @@ def test_a_prediction_that_memory_cannot_hold(
     with pytest.raises(ValueError, match=r"120 cells x 20 features of 'adt'.*are free"):
         un.tl.predict_modality(fitted, source="rna", target="adt")
     assert "adt_from_rna" not in fitted.mod
+
+
+def test_a_store_of_layers_and_of_integers(cells: MuData, tmp_path: Path) -> None:
+    """A modality may have layers only; positions in pixels stay integers."""
+    rna = cells["rna"].copy()
+    rna.layers["own"], rna.X = rna.X, None
+    made = MuData({"rna": rna, "adt": cells["adt"].copy()})
+    made.obsm["pixels"] = np.arange(2 * made.n_obs).reshape(-1, 2)
+    made.obs["number"] = np.arange(made.n_obs)
+    made.write_zarr(tmp_path / "cells.zarr")
+    found = un.datasets.open_zarr(path=tmp_path / "cells.zarr")
+    assert found["rna"].X is None
+    assert set(found["rna"].layers) == set(rna.layers)
+    assert found.obsm["pixels"].dtype == np.int64
+    np.testing.assert_array_equal(found.obsm["pixels"], made.obsm["pixels"])
+    assert found.obs["number"].dtype == np.int64
+    assert found.obsm["rna"].all()
 
 
 def test_what_is_no_store_of_a_mudata(cells: MuData, tmp_path: Path) -> None:

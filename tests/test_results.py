@@ -220,3 +220,24 @@ def test_labels_that_would_be_written_over_are_refused(
         un.tl.fit(fitted, labels_key="unitednet_group", **quick)
     un.tl.fit(fitted, labels_key="unitednet_group", key_added="other", **quick)
     assert "other" in fitted.uns
+
+
+@pytest.mark.parametrize("named", ["mdata", "modalities"])
+def test_cell_names_that_have_a_name_themselves(named: str, fitted: MuData, tmp_path: Path) -> None:
+    """As tables read with ``index_col`` have, which mudata cannot join with others."""
+    for thing in [fitted] if named == "mdata" else fitted.mod.values():
+        thing.obs = thing.obs.rename_axis("barcode")
+    fitted.obsm["spatial"] = np.random.default_rng(0).random((fitted.n_obs, 2))
+    fitted.write_zarr(tmp_path / "cells.zarr")
+    model = un.get.model(fitted)
+    where: dict[str, Any] = {"source": "rna", "target": "adt", "model": model}
+    part, stored = fitted[:30], un.datasets.open_zarr(path=tmp_path / "cells.zarr")
+    found = [un.tl.predict_modality(fitted, copy=True, **where), part, stored, fitted]
+    for mdata in found[1:]:
+        un.tl.predict_modality(mdata, **where)
+    un.pp.niche(fitted, n_neighbors=3)
+    for mdata in found:
+        assert mdata is not None
+        assert mdata.obs.index.name == ("barcode" if named == "mdata" else None)
+        assert mdata.obs["cell_type"].notna().all()
+        assert mdata["adt_from_rna"].n_obs == mdata.n_obs

@@ -307,7 +307,7 @@ def test_relevance_in_full(fitted_mosaic: MuData) -> None:
     relevance = fitted_mosaic.uns[STEM]["relevance"]
     assert set(relevance) == {"groups", "params", "modalities"}
     common = {"cells", "cell_groups", "background", "groupby", "random_state", "gap", "n_cells"}
-    common |= {"method"}
+    common |= {"method", "reads"}
     assert set(relevance["params"]) == common | {"output"}
     for name, block in relevance["modalities"].items():
         assert set(block) == {"features", "signed", "absolute"}

@@ -373,7 +373,14 @@ def test_refits_need_what_the_model_was_trained_on(fitted: MuData, fingerprint: 
     query.update()
     unlabelled = fitted.copy()
     del unlabelled.obs["cell_type"]
-    for mdata, message in ((query, "adt"), (unlabelled, "column 'cell_type' not found")):
+    without = fitted.copy()
+    labels = without.obs["cell_type"].astype(object)
+    without.obs["cell_type"] = labels.where(labels != "group1")
+    for mdata, message in (
+        (query, "adt"),
+        (unlabelled, "column 'cell_type' not found"),
+        (without, r"cells of all groups .* found none of \['group1'\]"),
+    ):
         before = fingerprint(mdata)
         with pytest.raises(ValueError, match=message):
             un.tl.explain(mdata, model=model, n_repeats=1, **FEW)

@@ -9,7 +9,7 @@ import random
 import sys
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -22,7 +22,7 @@ from scipy import sparse
 #: Options of mudata and Python's random numbers belong to the whole process: one update at a time.
 _UPDATING = threading.RLock()
 #: What a MuData holds of all cells, and of all variables.
-_ALIGNED = ("obsm", "varm")
+_TABLES, _ALIGNED = ("obs", "var"), ("obsm", "varm")
 _PACKAGE = os.path.dirname(__file__) + os.sep
 
 
@@ -66,6 +66,8 @@ def copied(mdata: MuData) -> MuData:
     fails, where it does: what belongs to all cells or variables is copied beside it.
     """
     bare = copy.copy(mdata)
+    for slot in _TABLES:
+        setattr(bare, f"_{slot}", getattr(mdata, slot)[[]])
     for slot in _ALIGNED:
         notes = {key: value for key, value in getattr(mdata, slot).items() if key in mdata.mod}
         setattr(bare, f"_{slot}", notes)
@@ -73,11 +75,38 @@ def copied(mdata: MuData) -> MuData:
         found = bare.copy()
         if not found.obs_names.equals(mdata.obs_names):  # out of date: only mudata knows how
             return mdata.copy()
-    for slot in _ALIGNED:
-        for key, value in getattr(mdata, slot).items():
-            if key not in mdata.mod:
-                getattr(found, slot)[key] = value.copy()
-    found.obs = mdata.obs.copy()
+    tables = {slot: getattr(mdata, slot).copy() for slot in _TABLES}
+    aligned = {
+        slot: {k: v.copy() for k, v in getattr(mdata, slot).items() if k not in mdata.mod}
+        for slot in _ALIGNED
+    }
+    return _completed(found, tables, aligned)
+
+
+def made(modalities: Mapping[str, AnnData], whole: Mapping[str, Any], axis: int) -> MuData:
+    """Make a MuData of modalities and of what belongs to all of them, by slot, as it is."""
+    tables = {slot: whole[slot] for slot in _TABLES if slot in whole}
+    aligned, notes = (
+        {
+            slot: {k: v for k, v in whole.get(slot, {}).items() if (k in modalities) == is_note}
+            for slot in _ALIGNED
+        }
+        for is_note in (False, True)
+    )
+    bare = {slot: table[[]] for slot, table in tables.items()}
+    with quiet_update():
+        found = MuData(dict(modalities), **{**whole, **bare, **notes}, axis=axis)
+    return _completed(found, tables, aligned)
+
+
+def _completed(
+    found: MuData, tables: Mapping[str, pd.DataFrame], aligned: Mapping[str, Mapping[str, Any]]
+) -> MuData:
+    for slot, table in tables.items():
+        setattr(found, slot, table)
+    for slot, values in aligned.items():
+        for key, value in values.items():
+            getattr(found, slot)[key] = value
     return found
 
 
@@ -100,7 +129,7 @@ def add_modality(mdata: MuData, name: str, adata: AnnData) -> None:
     Raises
     ------
     ValueError
-        The cells of `mdata` and of its modalities do not agree, and something was put aside.
+        The cells of `mdata` and of its modalities do not agree.
     """
     cells, obs = mdata.obs_names, mdata.obs
     aside = {
@@ -108,12 +137,11 @@ def add_modality(mdata: MuData, name: str, adata: AnnData) -> None:
     }
     for key in aside:
         del mdata.obsm[key]
+    mdata.obs = obs[[]]
     with quiet_update():
         mdata.mod[name] = adata
         mdata.update()
     if not mdata.obs_names.equals(cells):
-        if not aside:
-            return
         raise ValueError(
             "mdata: expected the cells of its modalities, found others: it was changed. Call "
             "mdata.update() first."

@@ -154,9 +154,10 @@ def deletion_test(
             key_added=key_added,
         ).assign(modality=source)
         modalities, targets = [source], target
-    _warn_if_seen(mdata, held_out, source, target, key_added)
+    params = _params_of(mdata, source, target, key_added)
+    _warn_if_seen(mdata, held_out, params)
     key = labels_key or _labels_key(mdata, key_added)
-    layers = _layers(mdata, key_added)
+    layers = _layers(params.get("reads") or _data_params(mdata, key_added))
     train = Cells.of(mdata, modalities, targets, key, batch_key, layers)
     test = None if held_out is None else Cells.of(held_out, modalities, targets, key, None, layers)
     drawn = list(splits(train, test, n_repeats, seed, batch_key))
@@ -204,9 +205,16 @@ def _check_choice(
         )
 
 
-def _warn_if_seen(
-    mdata: MuData, held_out: MuData | None, source: Any, target: Any, key_added: str
-) -> None:
+def _params_of(mdata: MuData, source: Any, target: Any, key_added: str) -> Any:
+    """Return how relevance that was read already came about."""
+    kind = "relevance" if source is None else "cross_relevance"
+    found = stored(mdata, kind, key_added=key_added, run="")
+    if source is not None:
+        found = found[Keys(DEFAULT_STEM).predicted([source], target)]
+    return found["params"]
+
+
+def _warn_if_seen(mdata: MuData, held_out: MuData | None, params: Any) -> None:
     """Say so where relevance was computed on cells that are to judge it."""
     if held_out is None:
         warn_user(
@@ -216,14 +224,7 @@ def _warn_if_seen(
         )
         return
     names = mdata.obs_names.intersection(held_out.obs_names)
-    found = stored(
-        mdata, "relevance" if source is None else "cross_relevance", key_added=key_added, run=""
-    )
-    if source is not None:
-        found = found.get(Keys(DEFAULT_STEM).predicted([source], target), {})
-    explained = pd.Index(texts(found["params"]["cells"])).union(
-        texts(found["params"]["background"])
-    )
+    explained = pd.Index(texts(params["cells"])).union(texts(params["background"]))
     names = names.union(explained.intersection(held_out.obs_names))
     if len(names):
         warn_user(
@@ -248,10 +249,9 @@ def _labels_key(mdata: MuData, key_added: str) -> str:
     return key
 
 
-def _layers(mdata: MuData, key_added: str) -> dict[str, tuple[str | None, str | None]]:
-    """Layer and `.obsm` matrix that the model reads of each modality."""
-    data = _data_params(mdata, key_added)
-    names, layers, reps = (texts(data.get(k, [])) for k in ("modalities", "layer", "use_rep"))
+def _layers(reads: Any) -> dict[str, tuple[str | None, str | None]]:
+    """Layer and `.obsm` matrix that the explained model reads of each modality."""
+    names, layers, reps = (texts(reads.get(k, [])) for k in ("modalities", "layer", "use_rep"))
     return {
         name: (layer or None, rep or None)
         for name, layer, rep in zip(names, layers, reps, strict=True)

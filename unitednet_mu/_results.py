@@ -54,10 +54,8 @@ def write_fit(mdata: MuData, keys: Keys, model: Model, history: pd.DataFrame, en
 
     info = model.info
     data = {
-        "modalities": np.asarray(model.modality_names, dtype=str),
+        **_reads(model),
         "likelihood": np.asarray([spec.likelihood for spec in info.modalities], dtype=str),
-        "layer": np.asarray([spec.layer or "" for spec in info.modalities], dtype=str),
-        "use_rep": np.asarray([spec.use_rep or "" for spec in info.modalities], dtype=str),
         "labels_key": info.labels_key or "",
         "batch_key": info.batch_key or "",
         "random_state": info.random_state,
@@ -253,12 +251,22 @@ def write_relevance(
         groups = np.asarray(model.info.groups, dtype=str)
         entry: dict[str, Any] = {
             "groups": groups,
-            "params": dict(params),
+            "params": {**params, "reads": _reads(model)},
             "modalities": modalities,
         }
         if per_cell:
             entry["per_cell"] = dict(per_cell)
         _store(mdata, keys, {"relevance": entry, "version": _version()})
+
+
+def _reads(model: Model) -> dict[str, np.ndarray]:
+    """Return modalities, and the layer or ``.obsm`` matrix that is read of each."""
+    specs = model.info.modalities
+    return {
+        "modalities": np.asarray([spec.name for spec in specs], dtype=str),
+        "layer": np.asarray([spec.layer or "" for spec in specs], dtype=str),
+        "use_rep": np.asarray([spec.use_rep or "" for spec in specs], dtype=str),
+    }
 
 
 def _by_variable(adata: AnnData, features: Sequence[str], values: np.ndarray) -> np.ndarray:
@@ -291,7 +299,7 @@ def write_cross_relevance(
         "target": target,
         "source_features": np.asarray(specs[source].features, dtype=str),
         "target_features": np.asarray(specs[target].features, dtype=str),
-        "params": dict(params),
+        "params": {**params, "reads": _reads(model)},
         **{name: _by_group(matrices) for name, matrices in values.items()},
     }
     if per_cell:

@@ -9,7 +9,7 @@ from anndata import AnnData
 from anndata.io import read_elem, sparse_dataset
 from mudata import MuData
 
-from .._compat import quiet_update
+from .._compat import made
 
 _READ = ("obs", "var", "obsm", "varm", "obsp", "varp", "uns")
 
@@ -58,8 +58,7 @@ def open_zarr(*, path: str | os.PathLike[str]) -> MuData:
     order = root["mod"].attrs.get("mod-order", [*root["mod"]])
     modalities = {str(name): _modality(root["mod"][name]) for name in order}
     whole = {name: read_elem(root[name]) for name in root if name != "mod"}
-    with quiet_update():
-        return MuData(modalities, **whole, axis=root.attrs.get("axis", 0))
+    return made(modalities, whole, root.attrs.get("axis", 0))
 
 
 def _modality(group: Any) -> AnnData:
@@ -70,4 +69,6 @@ def _modality(group: Any) -> AnnData:
 
 def _matrix(stored: Any) -> Any:
     kind = str(stored.attrs.get("encoding-type", "array"))
+    if kind == "null":  # of a modality that has layers only
+        return None
     return sparse_dataset(stored) if kind in ("csr_matrix", "csc_matrix") else stored

@@ -9,7 +9,13 @@ from mudata import MuData
 
 from .._compat import copied, undo_on_error
 from .._kinds import USUAL_NAMES, Kind, usual_kind
-from .._validate import check_modalities, check_mudata, derived_from, unknown_name
+from .._validate import (
+    check_in_memory,
+    check_modalities,
+    check_mudata,
+    derived_from,
+    unknown_name,
+)
 from ._atac import atac
 from ._continuous import continuous
 from ._protein import protein
@@ -67,6 +73,7 @@ def prepare(
     ['adt', 'rna']
     """
     checked = check_mudata(mdata)
+    check_in_memory(checked)
     chosen = _kinds(checked, check_modalities(checked, None), dict(kinds or {}))
     if copy:
         checked = copied(checked)

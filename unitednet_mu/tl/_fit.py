@@ -307,14 +307,22 @@ def training_data(mdata: MuData, model: Model) -> tuple[Dataset, ModelInfo]:
     Raises
     ------
     ValueError
-        `mdata` lacks a modality, or the column of labels or batches; a value of them is unknown to
-        the model.
+        `mdata` lacks a modality, the column of labels or batches, or cells of a group; a value of
+        either column is unknown to the model.
     """
     info = model.info
     if info.labels_key is None:
         info = dataclasses.replace(info, groups=())
     data = open_dataset(mdata, info.modalities)
     info = with_labels(mdata, data, info, info.labels_key)
+    if info.labels_key is not None:
+        there = np.unique(data.labels)
+        missing = [name for k, name in enumerate(info.groups) if k not in there]
+        if missing:
+            raise ValueError(
+                f"labels_key={info.labels_key!r}: expected cells of all groups that the model was "
+                f"trained on, to train it anew, found none of {missing}."
+            )
     info = with_batches(mdata, data, info, info.batch_key, fixed=True)
     _check_size(data, len(model.info.groups))
     return data, info
