@@ -15,15 +15,9 @@ from scipy import sparse
 
 import unitednet_mu as un
 from unitednet_mu import _data
-from unitednet_mu._data import (
-    Dataset,
-    ModalitySpec,
-    check_values,
-    concatenate,
-    describe_modality,
-    open_dataset,
-)
+from unitednet_mu._data import Dataset, ModalitySpec, check_values, concatenate
 from unitednet_mu._matrix import Source
+from unitednet_mu._open import describe_modality, open_dataset
 from unitednet_mu._stored import OnDisk
 
 CPU = torch.device("cpu")

@@ -13,8 +13,8 @@ from scipy.special import log_softmax, logsumexp
 import unitednet_mu as un
 from unitednet_mu import _losses
 from unitednet_mu._config import LOSS_WEIGHTS, NetworkConfig, TrainingConfig
-from unitednet_mu._data import describe_modality, open_dataset
 from unitednet_mu._network import ModalityShape, UnitedNetwork
+from unitednet_mu._open import describe_modality, open_dataset
 from unitednet_mu._tasks import Tasks
 from unitednet_mu._train import Trainer
 

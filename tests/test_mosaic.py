@@ -13,7 +13,8 @@ from scipy import sparse
 
 import unitednet_mu as un
 from unitednet_mu._compat import quiet_update
-from unitednet_mu._data import ModalitySpec, concatenate, open_dataset
+from unitednet_mu._data import ModalitySpec, concatenate
+from unitednet_mu._open import open_dataset
 
 
 def without(mdata: MuData, name: str, cells: np.ndarray) -> MuData:

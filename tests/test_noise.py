@@ -10,8 +10,9 @@ from scipy.linalg import eigh
 
 import unitednet_mu as un
 from unitednet_mu import _noise
-from unitednet_mu._data import Dataset, describe_modality, open_dataset
+from unitednet_mu._data import Dataset
 from unitednet_mu._network import Dropout
+from unitednet_mu._open import describe_modality, open_dataset
 
 
 def dataset(**values: np.ndarray) -> Dataset:

@@ -23,9 +23,10 @@ import unitednet_mu as un
 from unitednet_mu import _data, _heads, _held_out, _matrix, _model, _setup, _stored, _train
 from unitednet_mu._compat import quiet_update
 from unitednet_mu._config import NetworkConfig
-from unitednet_mu._data import ModalitySpec, describe_modality, open_dataset
+from unitednet_mu._data import ModalitySpec
 from unitednet_mu._matrix import to_dense
 from unitednet_mu._network import ModalityShape, UnitedNetwork
+from unitednet_mu._open import describe_modality, open_dataset
 from unitednet_mu._ranks import Ranks
 from unitednet_mu._session import Session
 from unitednet_mu._setup import set_statistics, split_cells

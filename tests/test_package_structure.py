@@ -29,7 +29,7 @@ LAYERS = (
     ("_matrix",),
     ("_presets", "_on_gpu"),
     ("_data", "_info", "_storage"),
-    ("_checkpoint",),
+    ("_checkpoint", "_open"),
     ("_session",),
     ("_network",),
     ("_losses", "_wide"),

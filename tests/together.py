@@ -22,8 +22,9 @@ from mudata import MuData
 import unitednet_mu as un
 from unitednet_mu import _ranks
 from unitednet_mu._config import NetworkConfig, TrainingConfig
-from unitednet_mu._data import Dataset, describe_modality, open_dataset
+from unitednet_mu._data import Dataset
 from unitednet_mu._network import ModalityShape, UnitedNetwork
+from unitednet_mu._open import describe_modality, open_dataset
 from unitednet_mu._optimise import Optimisers
 from unitednet_mu._ranks import Ranks
 from unitednet_mu._setup import set_statistics

@@ -15,9 +15,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from . import _storage
-from ._data import Batch, Dataset, check_values, open_dataset
+from ._data import Batch, Dataset, check_values
 from ._info import ModelInfo as ModelInfo
 from ._network import Standardiser, UnitedNetwork
+from ._open import open_dataset
 from ._rebuild import rebuild
 from ._validate import unknown_name
 

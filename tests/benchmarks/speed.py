@@ -34,10 +34,11 @@ from scipy import sparse
 
 from unitednet_mu._compat import quiet_update
 from unitednet_mu._config import NetworkConfig, TrainingConfig
-from unitednet_mu._data import Dataset, ModalitySpec, open_dataset
+from unitednet_mu._data import Dataset, ModalitySpec
 from unitednet_mu._info import ModelInfo
 from unitednet_mu._model import Model
 from unitednet_mu._network import ModalityShape, UnitedNetwork
+from unitednet_mu._open import open_dataset
 from unitednet_mu._phase import Phase, Plan
 from unitednet_mu._presets import settings
 from unitednet_mu._ranks import Ranks

@@ -34,10 +34,11 @@ from speed import OURS
 from torch.nn.functional import binary_cross_entropy
 
 from unitednet_mu._config import NetworkConfig, TrainingConfig
-from unitednet_mu._data import Dataset, describe_modality, open_dataset
+from unitednet_mu._data import Dataset
 from unitednet_mu._fit import train_new
 from unitednet_mu._info import ModelInfo
 from unitednet_mu._network import ModalityShape, UnitedNetwork
+from unitednet_mu._open import describe_modality, open_dataset
 from unitednet_mu._session import Session, State
 
 Decoded = Sequence[Sequence[np.ndarray]]

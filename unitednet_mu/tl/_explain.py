@@ -28,7 +28,7 @@ from ._explain_models import (
     stability_params,
 )
 from ._explain_null import Refits, check_permutations
-from ._fit import refit
+from ._refit import refit
 
 #: Pairs of features beyond which only the strongest are kept by default.
 _DENSE_PAIRS = 250_000

@@ -19,7 +19,7 @@ from .._null import FEWEST, PARTS, Null, p_values, q_values, shuffled
 from .._sample import Sample
 from ._explain_job import Job
 from ._explain_models import called_groups
-from ._fit import train_again, training_data
+from ._refit import train_again, training_data
 
 Array = NDArray[Any]
 

@@ -14,10 +14,11 @@ from mudata import MuData
 from .. import _presets, _results
 from .._checkpoint import fingerprint_of
 from .._config import Likelihood, NetworkConfig, TrainingConfig
-from .._data import Dataset, ModalitySpec, describe_modality, open_dataset
+from .._data import Dataset, ModalitySpec
 from .._fit import describe_start, train_new, train_on
 from .._keys import DEFAULT_STEM, check_key_added
 from .._model import Model, ModelInfo
+from .._open import describe_modality, open_dataset
 from .._process import products_in
 from .._session import session
 from .._validate import (
@@ -248,7 +249,7 @@ def fit(
             f"start={settings.start!r} cannot find how many groups there are; give n_groups as a "
             "number, or leave start at 'leiden'."
         )
-    _check_size(data, len(info.groups) or number or 1)
+    check_size(data, len(info.groups) or number or 1)
     ranks, on = join_processes(on, devices, num_nodes, strategy)
     if model is not None:
         model.network.to(on)
@@ -281,65 +282,6 @@ def fit(
         if now.stop.requested and fitted.ended == "finished":
             logger.warning("interrupted when training had finished: the model is kept.")
     return result if copy else None
-
-
-def refit(mdata: MuData, model: Model, *, n_repeats: int, progress: bool) -> list[Model]:
-    """Train anew with the seeds after the model's; all else as the model was trained.
-
-    Data, labels or number of groups, batches, network and training settings are its own. A model
-    that was continued from another is trained from scratch.
-
-    Raises
-    ------
-    ValueError
-        As for :func:`training_data`.
-    """
-    data, info = training_data(mdata, model)
-    return [
-        train_again(model, data, info, number, progress=progress)
-        for number in range(1, n_repeats + 1)
-    ]
-
-
-def training_data(mdata: MuData, model: Model) -> tuple[Dataset, ModelInfo]:
-    """Return what a model was trained on, and with which settings, to train it anew.
-
-    Raises
-    ------
-    ValueError
-        `mdata` lacks a modality, the column of labels or batches, or cells of a group; a value of
-        either column is unknown to the model.
-    """
-    info = model.info
-    if info.labels_key is None:
-        info = dataclasses.replace(info, groups=())
-    data = open_dataset(mdata, info.modalities)
-    info = with_labels(mdata, data, info, info.labels_key)
-    if info.labels_key is not None:
-        there = np.unique(data.labels)
-        missing = [name for k, name in enumerate(info.groups) if k not in there]
-        if missing:
-            raise ValueError(
-                f"labels_key={info.labels_key!r}: expected cells of all groups that the model was "
-                f"trained on, to train it anew, found none of {missing}."
-            )
-    info = with_batches(mdata, data, info, info.batch_key, fixed=True)
-    _check_size(data, len(model.info.groups))
-    return data, info
-
-
-def train_again(
-    model: Model, data: Dataset, info: ModelInfo, number: int, *, progress: bool
-) -> Model:
-    """Train as `model` was, from scratch and with the seed `number` after its own."""
-    seed = (info.random_state + number) % 2**32
-    return train_new(
-        data,
-        dataclasses.replace(info, random_state=seed),
-        n_groups=None if info.groups else len(model.info.groups),
-        device=model.device,
-        progress=progress,
-    ).model
 
 
 def _check_choice(
@@ -410,7 +352,7 @@ def _inherited(
     return dataclasses.replace(info, labels_key=labels_key or info.labels_key)
 
 
-def _check_size(data: Dataset, n_groups: int) -> None:
+def check_size(data: Dataset, n_groups: int) -> None:
     n_cells = int(data.observed.any(1).sum())
     fewest = max(_FEWEST_CELLS, n_groups)
     if n_cells < fewest:
