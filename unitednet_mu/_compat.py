@@ -71,11 +71,11 @@ def copied(mdata: MuData) -> MuData:
     for slot in _ALIGNED:
         notes = {key: value for key, value in getattr(mdata, slot).items() if key in mdata.mod}
         setattr(bare, f"_{slot}", notes)
+    tables = {slot: getattr(mdata, slot).copy() for slot in _TABLES}
     with quiet_update():
         found = bare.copy()
-        if not found.obs_names.equals(mdata.obs_names):  # out of date: only mudata knows how
+        if not _fits(found, tables):  # out of date: only mudata knows what follows
             return mdata.copy()
-    tables = {slot: getattr(mdata, slot).copy() for slot in _TABLES}
     aligned = {
         slot: {k: v.copy() for k, v in getattr(mdata, slot).items() if k not in mdata.mod}
         for slot in _ALIGNED
@@ -96,7 +96,14 @@ def made(modalities: Mapping[str, AnnData], whole: Mapping[str, Any], axis: int)
     bare = {slot: table[[]] for slot, table in tables.items()}
     with quiet_update():
         found = MuData(dict(modalities), **{**whole, **bare, **notes}, axis=axis)
+        if not _fits(found, tables):
+            return MuData(dict(modalities), **whole, axis=axis)
     return _completed(found, tables, aligned)
+
+
+def _fits(found: MuData, tables: Mapping[str, pd.DataFrame]) -> bool:
+    """Whether the names of all cells and variables, in order, are those of the tables."""
+    return all(getattr(found, slot).index.equals(table.index) for slot, table in tables.items())
 
 
 def _completed(
