@@ -141,8 +141,9 @@ def explain(
         Group and feature names, and per modality ``signed`` and ``absolute`` float32 matrices,
         features x groups: the mean over the group's cells of the attribution to that group's
         output, and of its absolute value. NaN where no cell of the group has the modality.
-        ``params`` holds the sample, its groups, the background, the method and the additivity gap
-        (largest error over cells, relative to the largest departure from the background); of
+        ``params`` holds the sample, its groups, the background, the method, what the model
+        ``reads`` of each modality (layer or ``.obsm`` matrix) and the additivity gap (largest error
+        over cells, relative to the largest departure from the background); of
         expected gradients also ``gap_standard_error``, the typical error (root mean square) that
         chance lets expect, in the same terms. With `per_cell` also ``per_cell``: the names of the
         ``outputs``, ``base_values`` (float32, cells of the sample x outputs) and per modality the
