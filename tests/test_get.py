@@ -357,7 +357,9 @@ def test_messages_list_what_exists() -> None:
 
 def test_probabilities_of_a_model_before(fitted: md.MuData, query: md.MuData) -> None:
     """Names of a model that came to stand there since are not put on them."""
-    run = r"no modality_effects stored .* run unitednet_mu\.tl\.integrate\(mdata\) first"
+    run = (
+        r"no \.obsm\['unitednet_probabilities'\] .* run unitednet_mu\.tl\.integrate\(mdata\) first"
+    )
     quick = {"training": {"max_epochs": 2, "refit": False}, "progress": False}
     un.tl.fit(query, n_groups=3, **quick)
     un.tl.integrate(query)

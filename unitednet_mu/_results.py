@@ -48,6 +48,8 @@ def _store(mdata: MuData, keys: Keys, entries: Mapping[str, Any]) -> None:
 def write_fit(mdata: MuData, keys: Keys, model: Model, history: pd.DataFrame, ended: str) -> None:
     """Replace everything in ``.uns[stem]`` by a newly trained model and its history.
 
+    Probabilities by the model before are dropped, as the names of its groups are.
+
     `ended` says how the training ended: ``"finished"``, ``"interrupted"`` or ``"diverged"``.
     """
     from . import __version__
@@ -61,6 +63,7 @@ def write_fit(mdata: MuData, keys: Keys, model: Model, history: pd.DataFrame, en
         "random_state": info.random_state,
     }
     with writing(mdata):
+        mdata.obsm.pop(keys.probabilities, None)
         mdata.uns[keys.uns] = {
             "version": __version__,
             "params": {
@@ -175,7 +178,7 @@ def write_labels(
 ) -> None:
     """Write transferred labels, confidence, novelty, probabilities, and the model that gave them.
 
-    What another model has left in ``.uns[stem]`` is dropped.
+    What another model has left in ``.uns[stem]`` is dropped, and its groups' probabilities.
     """
     names = np.asarray(model.info.groups, dtype=str)
     label, confidence = call_groups(probabilities, names, unknown)
@@ -195,6 +198,7 @@ def write_labels(
         query.obsm[keys.label_probabilities] = probabilities
         if not _is_stored(query, keys, entries["model"]):
             query.uns.pop(keys.uns, None)
+            query.obsm.pop(keys.probabilities, None)
         _store(query, keys, entries)
 
 

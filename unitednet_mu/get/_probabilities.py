@@ -58,8 +58,6 @@ def probabilities(
         raise ValueError(f"no .obsm[{slot!r}] (there: {list(obsm)}); run {run} first.")
     name = "labels" if labels else "groups"
     columns = texts(stored(mdata, name, key_added=key_added, run=run))
-    if not labels:  # stored with the probabilities, and gone if another model came to stand there
-        stored(mdata, "modality_effects", key_added=key_added, run=run)
     values = np.asarray(obsm[slot])
     if values.ndim != 2 or values.shape[1] != len(columns):
         raise ValueError(

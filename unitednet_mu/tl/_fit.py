@@ -158,6 +158,8 @@ def fit(
     ``.uns["unitednet"]["version"]`` : str
         Version of this package.
 
+    ``.obsm["unitednet_probabilities"]`` of a model before is dropped: its groups have other names.
+
     Raises
     ------
     TypeError

@@ -108,7 +108,7 @@ def transfer_labels(
         Version of this package; marks the stem as its own.
 
     A model of the query's own that stood under this stem is replaced, with all that ``.uns`` holds
-    of it; `key_added` keeps both.
+    of it and its groups' probabilities; `key_added` keeps both.
 
     Raises
     ------
