@@ -156,9 +156,8 @@ def fit(
     ``.uns["unitednet"]["model"]`` : dict
         The trained model (safetensors bytes, JSON and checksum), read by `get.model`.
     ``.uns["unitednet"]["version"]`` : str
-        Version of this package.
-
-    ``.obsm["unitednet_probabilities"]`` of a model before is dropped: its groups have other names.
+        Version of this package. What a model before left under this stem is replaced; its group
+        probabilities are dropped, as the names of its groups are.
 
     Raises
     ------
