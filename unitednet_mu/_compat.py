@@ -109,6 +109,7 @@ def _fits(found: MuData, tables: Mapping[str, pd.DataFrame]) -> bool:
 def _completed(
     found: MuData, tables: Mapping[str, pd.DataFrame], aligned: Mapping[str, Mapping[str, Any]]
 ) -> MuData:
+    """Give an object that was made bare what belongs to all of its cells and variables."""
     for slot, table in tables.items():
         setattr(found, slot, table)
     for slot, values in aligned.items():

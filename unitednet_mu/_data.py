@@ -1,8 +1,7 @@
-"""MuData (in memory or on disk, sparse, views, missing cells) to aligned mini-batches."""
+"""Aligned cells (in memory or on disk, sparse, some without a modality) to mini-batches."""
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -20,8 +19,6 @@ from ._on_gpu import OnGPU, free_bytes, kept, made_ahead, sent
 from ._ranks import Ranks
 from ._stored import ahead
 from ._values import SparseRows, Values
-
-logger = logging.getLogger(__name__)
 
 #: Of cells on disk so many bytes are read at a time; of these there may be four at once: cells in
 #: use, those read meanwhile, and copies while rows are put in order.
