@@ -13,13 +13,16 @@ import pandas as pd
 import pytest
 import torch
 from scipy import sparse
+from torch import nn
 from torch.nn import functional as F
 
 from unitednet_mu import _values
 from unitednet_mu._config import NetworkConfig, TrainingConfig
 from unitednet_mu._data import Batch, Dataset, Source
 from unitednet_mu._matrix import ModalitySpec
-from unitednet_mu._network import Dropout, ModalityShape, Standardiser, UnitedNetwork
+from unitednet_mu._network import ModalityShape, Standardiser, UnitedNetwork
+from unitednet_mu._optimise import Optimiser
+from unitednet_mu._ranks import Ranks
 from unitednet_mu._setup import set_statistics
 from unitednet_mu._tasks import Tasks
 from unitednet_mu._values import SparseRows
@@ -140,7 +143,7 @@ def assert_close(one: dict[str, Any], other: dict[str, Any]) -> None:
 @pytest.mark.usefixtures("sparse_everywhere")
 @pytest.mark.parametrize("missing", [False, True], ids=["complete", "mosaic"])
 @pytest.mark.parametrize("n_batches", [0, 3])
-@pytest.mark.parametrize("n_hidden", [(16, 12), (400, 300)], ids=["quadratic form", "decoded"])
+@pytest.mark.parametrize("n_hidden", [(16, 12), (600, 300)], ids=["quadratic form", "decoded"])
 def test_label_free_terms_and_gradients(
     missing: bool, n_batches: int, n_hidden: tuple[int, ...]
 ) -> None:
@@ -204,20 +207,43 @@ def test_a_network_that_does_not_learn_is_judged_alike() -> None:
 @pytest.mark.usefixtures("sparse_everywhere")
 @pytest.mark.parametrize("share", [0.0, 0.4])
 def test_codes_of_sparse_rows(share: float) -> None:
-    """The same draws drop the same values, whether rows are sparse or dense."""
+    """Codes and gradients of sparse rows are those of the same values, dense."""
     data = dataset(missing=False)
     network = network_for(data, input_dropout=share)
     plain = copy.deepcopy(network)
     batch = data.batch(np.arange(40), CPU)
     both = []
     for one, what in ((network, batch), (plain, dense(batch))):
-        torch.manual_seed(3)
+        torch.manual_seed(3)  # values are made dense where dropped ones become the mean
         codes, _ = Tasks(one, TrainingConfig(), None).codes(what)
         both.append((codes.detach(), gradients(one, (codes**2).sum()), torch.rand(1)))
     (codes, found, drawn), (expected, of_plain, as_many) = both
     torch.testing.assert_close(codes, expected, rtol=1e-4, atol=1e-4)
     assert_close(found, of_plain)
     assert drawn == as_many
+
+
+@pytest.mark.parametrize("kind", ["sparse", "dense"])
+def test_values_dropped_to_zero(kind: str) -> None:
+    """Those that are left are as much larger; what is zero stays so, and gradients fit."""
+    data = dataset(missing=False, names=("levels", "rna"))
+    network = network_for(data, input_dropout=0.4)
+    encoder, standardiser = network.encoders[0], network.standardisers[0]
+    encoder.drop_to_zero = True
+    raw = torch.from_numpy(data.sources[0].take(np.arange(N)))
+    x = standardiser.read(raw if kind == "dense" else SparseRows(sparse.csr_matrix(raw.numpy())))
+    encoder.wide.weight.data = torch.eye(22, WIDTHS["levels"])  # shows what the layer reads
+    encoder.wide.bias.data.zero_()
+    shown = encoder.read(x, standardiser)
+    read = shown.detach() * standardiser.scale[:22] + standardiser.mean[:22]
+    raw = raw[:, :22]
+    left = read.abs() > 1e-4
+    torch.testing.assert_close(read[left], raw[left] / (154 / 256), rtol=1e-4, atol=1e-4)
+    assert not left[raw == 0].any()
+    assert 0.45 < left[raw != 0].float().mean() < 0.75  # 154 bytes of 256 are kept
+    shown.square().sum().backward()
+    expected = 2 * shown.detach().T @ shown.detach()
+    torch.testing.assert_close(encoder.wide.weight.grad[:, :22], expected, rtol=1e-4, atol=1e-3)
 
 
 def test_features_far_from_zero_are_standardised_first() -> None:
@@ -229,7 +255,9 @@ def test_features_far_from_zero_are_standardised_first() -> None:
     assert isinstance(read, torch.Tensor)
     torch.testing.assert_close(read, torch.tensor([[1.0, 0, 0, 2]]))
     standardiser.mean[0] = 10
-    assert standardiser.read(x) is x
+    read = standardiser.read(x)
+    assert isinstance(read, SparseRows)
+    torch.testing.assert_close(read.dense(), torch.tensor([[1e4 - 9, 0, 0, 2]]))
 
 
 def test_what_is_kept_sparse() -> None:
@@ -267,19 +295,21 @@ def test_squared_errors_keep_their_digits_near_a_perfect_fit() -> None:
     torch.manual_seed(0)
     wide = Wide(torch.randn(50, 8), torch.randn(3000, 8), torch.randn(3000))
     x = wide.decoded() + 0.03 * 3 * torch.randn(50, 3000)
-    found = squared_errors(wide, x @ wide.weight, x @ wide.bias, x.square().sum(1))
+    found = squared_errors(wide, x, lambda rows: rows, lambda rows: rows)
     expected = (wide.decoded() - x).square().sum(1)
     torch.testing.assert_close(found, expected, rtol=5e-3, atol=0)
 
 
-def test_dropout_draws_are_one_stream() -> None:
-    """The bytes that sparse rows read are those that the layer itself would have read."""
-    layer = Dropout(0.3).train()
-    torch.manual_seed(0)
-    dropped = layer(torch.ones(7, 9))
-    torch.manual_seed(0)
-    draws, kept = layer.draws((7, 9))
-    torch.testing.assert_close(dropped, (draws < kept).float() * 256 / kept)
+def test_gradients_keep_their_memory_only_where_something_was_added() -> None:
+    """Large ones start from zeros at the next step; of what did not learn there is none."""
+    used, unused = (nn.Parameter(torch.ones(300, 300)) for _ in range(2))
+    optimiser = Optimiser([used, unused], TrainingConfig(gradient_clip=1e9), Ranks())
+    optimiser.backward((used + unused).sum(), torch.zeros(1))
+    memory = used.grad
+    assert memory is not None and unused.grad is not None
+    optimiser.backward(3 * used.sum(), torch.zeros(1))
+    assert used.grad is memory and unused.grad is None
+    torch.testing.assert_close(memory, torch.full((300, 300), 3.0))
 
 
 # ------------------------------------------------------------------ what it is compared with

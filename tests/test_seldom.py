@@ -117,11 +117,16 @@ def test_a_feature_that_is_not_there_is_named() -> None:
 
 def test_rows_of_zeros_only() -> None:
     rows = SparseRows(sparse.csr_matrix((3, 4), dtype=np.float32))
-    weight = torch.ones(4, 2)
+    weight, out = torch.ones(4, 2), torch.ones(4, 2)
     torch.testing.assert_close(rows.product(weight), torch.zeros(3, 2))
-    torch.testing.assert_close(rows.transposed_product(torch.ones(3, 2)), torch.zeros(4, 2))
+    torch.testing.assert_close(rows.product_with_rows(weight.T), torch.zeros(3, 2))
+    rows.add_transposed(torch.ones(3, 2), out, 1.0)
+    torch.testing.assert_close(out, torch.ones(4, 2))
     mean, scale = torch.tensor([1.0, 2, 3, 4]), torch.tensor([1.0, 2, 1, 2])
-    torch.testing.assert_close(rows.squares(mean, scale), torch.full((3,), 1.0 + 1 + 9 + 4))
+    read = rows.standardised(mean, scale)
+    torch.testing.assert_close(read.squares(), torch.full((3,), 1.0 + 1 + 9 + 4))
+    torch.testing.assert_close(read.product(weight), torch.full((3, 2), -1.0 - 1 - 3 - 2))
+    torch.testing.assert_close(read.times(torch.ones(0)).dense(), read.dense())
 
 
 def test_layers_without_weights_of_their_own() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import cast
 
 import torch
@@ -12,9 +13,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ._config import TrainingConfig
-from ._network import Decoder, Discriminator, Standardiser, UnitedNetwork
+from ._network import Decoder, Discriminator, UnitedNetwork
 from ._ranks import Ranks
-from ._values import SparseRows, Values, raw_product
+from ._values import Values, linear, product
 from ._wide import Wide, fake_distances, log_partition, squared_errors
 
 
@@ -66,6 +67,16 @@ class Decoding:
     def gather(self, of_target: Tensor) -> Tensor:
         """Rows of the target's cells, once for each job that decodes them."""
         return torch.cat([of_target if j.here is None else of_target[j.here] for j in self.jobs])
+
+    def scatter(self, rows: Tensor, n_cells: int) -> Tensor:
+        """Add the rows of each of the target's cells up; the adjoint of :meth:`gather`."""
+        found = rows.new_zeros(n_cells, rows.shape[1])
+        for part, job in zip(self.split(rows), self.jobs, strict=True):
+            if job.here is None:
+                found += part
+            else:
+                found[job.here] += part
+        return found
 
     def split(self, rows: Tensor) -> Sequence[Tensor]:
         """Rows of each job."""
@@ -155,11 +166,7 @@ def discriminator_losses(
         hidden = torch.cat([one.hidden for one in apart])
         wide = Wide(hidden, apart[0].weight, apart[0].bias).detached()
     first, rest = judge.first, judge.rest
-    if binary:
-        real = _raw_product(raw, first.weight.T)
-    else:
-        real = _standardiser(network, decoding.target).product(read, first.weight.T)
-    distances = (rest(real + first.bias) - 1).square()[:, 0]
+    distances = (rest(linear(raw if binary else read, first)) - 1).square()[:, 0]
     of_real = decoding.means(decoding.gather(distances))
     if binary:
         weights = decoding.weigh([1.0] * len(decoding.jobs))
@@ -179,17 +186,13 @@ def _gaussian_losses(
     judged: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Weighted total; mean squared error of each row; squared distance of its score from 1."""
-    standardiser = _standardiser(network, decoding.target)
     n_features, width = wide.weight.shape
-    if 2 * (width + len(read)) < 3 * len(wide.hidden):  # products that either way needs
-        errors = squared_errors(
-            wide,
-            decoding.gather(standardiser.product(read, wide.weight)),
-            decoding.gather(standardiser.product(read, wide.bias[:, None])[:, 0]),
-            decoding.gather(standardiser.squares(read)),
-        )
+    n_dense = len(read) if isinstance(read, Tensor) else 0
+    if 2 * (width + n_dense) <= 3 * len(wide.hidden):  # dense products that either way needs
+        scatter = partial(decoding.scatter, n_cells=len(read))
+        errors = squared_errors(wide, read, decoding.gather, scatter)
     else:
-        x = read if isinstance(read, Tensor) else standardiser(read.dense())
+        x = read if isinstance(read, Tensor) else read.dense()
         errors = (wide.decoded() - decoding.gather(x)).square().sum(1)
     errors = errors / n_features
     total = weights @ errors
@@ -217,8 +220,8 @@ def _binary_losses(
     judge = _judge(network, decoding.target) if n_judged else None
     weights = weights / n_features
     total, values, distances = log_partition(wide, weights, judge, judged, n_judged)
-    crossed = decoding.gather(_raw_product(raw, wide.weight))
-    at_bias = decoding.gather(_raw_product(raw, wide.bias[:, None])[:, 0])
+    crossed = decoding.gather(product(raw, wide.weight))
+    at_bias = decoding.gather(product(raw, wide.bias[:, None])[:, 0])
     agreed = (crossed * wide.hidden).sum(1) + at_bias
     errors = (values - agreed.detach()) / n_features
     return total - weights @ agreed, errors, distances if n_judged else None
@@ -252,13 +255,5 @@ def _through(wide: Wide, weight: Tensor, bias: Tensor) -> Tensor:
     return F.linear(wide.decoded(), weight, bias)
 
 
-def _raw_product(raw: Values, weight: Tensor) -> Tensor:
-    return raw_product(raw, weight) if isinstance(raw, SparseRows) else raw @ weight
-
-
 def _judge(network: UnitedNetwork, target: int) -> Discriminator:
     return cast("Discriminator", network.discriminators[target])
-
-
-def _standardiser(network: UnitedNetwork, target: int) -> Standardiser:
-    return cast("Standardiser", network.standardisers[target])

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ._config import Likelihood, NetworkConfig
-from ._values import Values, dropped_product, standardised_product
+from ._values import Values, linear
 
 _ACTIVATIONS: dict[str, type[nn.Module]] = {
     "leaky_relu": nn.LeakyReLU,
@@ -53,15 +53,15 @@ class Dropout(nn.Dropout):
             return input
         if input.device.type != "cpu":
             return super().forward(input)
-        draws, kept = self.draws(input.shape)
-        return input * (draws < kept).to(input.dtype).mul_(256 / kept)
+        return input * self.factors(input.shape)
 
-    def draws(self, shape: Sequence[int]) -> tuple[Tensor, int]:
-        """Draw a random byte for each element, on the CPU; which are below a number are kept."""
+    def factors(self, shape: Sequence[int]) -> Tensor:
+        """Draw what to multiply each element by: 0, or what makes up for it; on the CPU."""
         n = math.prod(shape)
         words = torch.empty(-(-n // 8), dtype=torch.int64).random_(-(2**63), None)
         kept = min(max(round((1 - self.p) * 256), 1), 255)
-        return words.view(torch.uint8)[:n].view(shape), kept
+        draws = words.view(torch.uint8)[:n].view(shape)
+        return (draws < kept).float().mul_(256 / kept)
 
 
 def _activated(width: int, config: NetworkConfig) -> list[nn.Module]:
@@ -91,21 +91,11 @@ class Standardiser(nn.Module):
         return (x - self.mean).div_(self.scale)
 
     def read(self, x: Values) -> Values:
-        """Standardise dense values; sparse ones stay as they are, for :meth:`product` to do it."""
+        """Standardise values, sparse ones as sparse rows."""
         if isinstance(x, Tensor):
             return cast("Tensor", self(x))
         far = bool(((self.mean / self.scale).abs() > _FAR).any())
-        return self(x.dense()) if far else x
-
-    def product(self, x: Values, weight: Tensor) -> Tensor:
-        """Product of what :meth:`read` returned, standardised, with weights, features x columns."""
-        if isinstance(x, Tensor):
-            return x @ weight
-        return standardised_product(x, weight, self.mean, self.scale)
-
-    def squares(self, x: Values) -> Tensor:
-        """Sum of squares of each row of what :meth:`read` returned, standardised."""
-        return x.square().sum(1) if isinstance(x, Tensor) else x.squares(self.mean, self.scale)
+        return self(x.dense()) if far else x.standardised(self.mean, self.scale)
 
     def inverse(self, x: Tensor) -> Tensor:
         """Back to the user's units."""
@@ -119,6 +109,8 @@ class Encoder(nn.Module):
         super().__init__()
         self.n_hidden = config.n_hidden[0]
         self.drop = Dropout(config.input_dropout or 0.0)  # None: set when training begins
+        #: Whether a dropped value is 0 in the user's units, not the mean; set when training begins.
+        self.drop_to_zero = False
         self.wide = nn.Linear(
             n_features, self.n_hidden + (config.n_latent if config.linear_path else 0)
         )
@@ -133,13 +125,18 @@ class Encoder(nn.Module):
 
     def read(self, x: Values, standardiser: Standardiser) -> Tensor:
         """Return what the wide layer makes of what the standardiser has read, for `code`."""
+        if self.training and self.drop.p:
+            x = self._dropped(x, standardiser)
+        return linear(x, self.wide)
+
+    def _dropped(self, x: Values, standardiser: Standardiser) -> Values:
+        """Drop values in training."""
+        if not self.drop_to_zero:
+            return cast("Tensor", self.drop(x if isinstance(x, Tensor) else x.dense()))
         if isinstance(x, Tensor):
-            return cast("Tensor", self.wide(self.drop(x)))
-        if not self.training or self.drop.p == 0:
-            return standardiser.product(x, self.wide.weight.T) + self.wide.bias
-        mean, scale = standardiser.mean, standardiser.scale
-        hidden = dropped_product(x, self.wide.weight.T, mean, scale, *self.drop.draws(x.shape))
-        return hidden + self.wide.bias
+            zero = standardiser.mean / standardiser.scale
+            return cast("Tensor", self.drop(x + zero)).sub_(zero)
+        return x.times(self.drop.factors([x.n_stored]))
 
     def code(self, hidden: Tensor) -> Tensor:
         """Code of what the wide layer gives, cells x n_latent."""

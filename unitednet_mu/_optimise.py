@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,9 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from ._config import TrainingConfig
 from ._network import UnitedNetwork
 from ._ranks import GradientSum, Ranks
+
+#: Fewest numbers in a gradient whose memory is kept from step to step.
+_LARGE = 2**16
 
 
 class RunningAverage:
@@ -74,11 +77,30 @@ class Optimiser:
         -------
         Mean over processes of `values`, which travel with the gradients.
         """
-        self.adamw.zero_grad(set_to_none=True)
+        kept = self._clear()
         (loss / self._n_ranks).backward()
+        for parameter, version in kept:
+            if cast("Tensor", parameter.grad)._version == version:  # nothing was added
+                parameter.grad = None
         values = self._sum.take(values / self._n_ranks)
         nn.utils.clip_grad_norm_(self.parameters, self.clip)
         return values
+
+    def _clear(self) -> list[tuple[nn.Parameter, int]]:
+        """Set all gradients to None, but keep large ones' memory on the CPU, filled with zeros.
+
+        Returns
+        -------
+        Parameters with such a gradient, and the version of what it is then.
+        """
+        kept = []
+        for parameter in self.parameters:
+            gradient = parameter.grad
+            if gradient is None or gradient.is_cuda or gradient.numel() < _LARGE:
+                parameter.grad = None
+            else:
+                kept.append((parameter, gradient.zero_()._version))
+        return kept
 
     def move(self) -> None:
         """Move the parameters by their gradients."""

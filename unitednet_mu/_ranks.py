@@ -233,5 +233,5 @@ class GradientSum:
         dist.all_reduce(used)
         *gradients, found = cast("Sequence[Tensor]", used.split(sizes))
         for p, gradient in zip(learning, gradients, strict=True):
-            p.grad = gradient.view_as(p)
+            cast("Tensor", p.grad).copy_(gradient.view_as(p))
         return found

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from scipy import sparse
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 #: Values of a block that is worked on at once: on the CPU what stays in its caches.
@@ -24,7 +24,7 @@ def block_rows(n_features: int, device: torch.device) -> int:
 
 
 class SparseRows:
-    """Rows of a sparse modality in the user's units, float32, on the CPU.
+    """Rows of a sparse modality less one dense row, float32, on the CPU.
 
     A row is a bag of features, and its product with weights the sum of their rows of the weights:
     ``embedding_bag`` does that three times as fast as products of CSR matrices, of scipy or torch.
@@ -33,10 +33,13 @@ class SparseRows:
     ----------
     matrix
         CSR, cells x features.
+    offset
+        What is taken from every row; None for nothing.
     """
 
-    def __init__(self, matrix: Any) -> None:
+    def __init__(self, matrix: Any, offset: Tensor | None = None) -> None:
         self.matrix = sparse.csr_matrix(matrix, dtype=np.float32)
+        self.offset = offset
         self.shape: tuple[int, int] = self.matrix.shape
         self._transposed: Any = None
 
@@ -49,134 +52,161 @@ class SparseRows:
     def __len__(self) -> int:
         return self.shape[0]
 
+    def standardised(self, mean: Tensor, scale: Tensor) -> SparseRows:
+        """Return (x - mean) / scale of rows that have no offset yet."""
+        return SparseRows(self._with(self.matrix.data / scale.numpy()[self._columns]), mean / scale)
+
+    @property
+    def n_stored(self) -> int:
+        """How many of the matrix's values are stored."""
+        return len(self.matrix.data)
+
+    def times(self, factors: Tensor) -> SparseRows:
+        """Multiply the stored values of the matrix by factors, one each."""
+        return SparseRows(self._with(self.matrix.data * factors.numpy()), self.offset)
+
+    @property
+    def _columns(self) -> Any:
+        return self.matrix.indices
+
+    def _with(self, data: Any) -> Any:
+        parts = data, self._columns, self.matrix.indptr
+        return sparse.csr_matrix(parts, shape=self.shape, copy=False)
+
     def product(self, weight: Tensor) -> Tensor:
         """Product with `weight`, features x columns."""
-        return _bags(self.matrix, weight)
+        found = _bags(self.matrix, weight)
+        return found if self.offset is None else found.sub_(self.offset @ weight)
 
-    def transposed_product(self, values: Tensor) -> Tensor:
-        """Product of the transpose, features x cells, with `values`, cells x columns."""
+    def product_with_rows(self, weight: Tensor) -> Tensor:
+        """Product with `weight`, columns x features.
+
+        Blocks of columns are turned and multiplied, all in the same memory.
+        """
+        found = weight.new_empty(len(self), len(weight))
+        size = max(_CPU_BLOCK // max(self.shape[1], 1) // 16, 1) * 16
+        memory = weight.new_empty(self.shape[1] * min(size, len(weight)))
+        for start in range(0, len(weight), size):
+            part = slice(start, min(start + size, len(weight)))
+            shape = self.shape[1], part.stop - start
+            turned = memory[: shape[0] * shape[1]].view(shape)
+            found[:, part] = self.product(turned.copy_(weight[part].T))
+        return found
+
+    def add_transposed(self, values: Tensor, out: Tensor, factor: float) -> None:
+        """Add to `out` the product of the transpose, features x cells, with `values`, times factor.
+
+        Blocks of features that fit the caches: the whole product is never held.
+        """
         if self._transposed is None:
             self._transposed = self.matrix.T.tocsr()
-        return _bags(self._transposed, values)
+        values, total = values.contiguous(), values.sum(0)
+        size = max(_CPU_BLOCK // 4 // max(values.shape[1], 1), 1)
+        for start in range(0, self.shape[1], size):
+            part = slice(start, min(start + size, self.shape[1]))
+            block = _bags(self._transposed, values, part)
+            if self.offset is not None:
+                block.addr_(self.offset[part], total, alpha=-1)
+            out[part].add_(block, alpha=factor)
 
-    def dense(self, start: int = 0, stop: int | None = None) -> Tensor:
-        """Rows from `start` to `stop` as a dense tensor."""
-        return torch.from_numpy(self.matrix[start:stop].toarray())
+    def dense(self) -> Tensor:
+        """All values as a dense tensor."""
+        found = torch.from_numpy(self.matrix.toarray())
+        return found if self.offset is None else found.sub_(self.offset)
 
-    def squares(self, mean: Tensor, scale: Tensor) -> Tensor:
-        """Sum of squares of every standardised row."""
-        m, s = (one.numpy().astype(np.float64) for one in (mean, scale))
-        own = self.matrix.astype(np.float64).power(2) @ (1 / s**2) - 2 * (self.matrix @ (m / s**2))
-        return torch.from_numpy((own + ((m / s) ** 2).sum()).astype(np.float32))
+    def squares(self) -> Tensor:
+        """Sum of squares of every row."""
+        own = self.matrix.astype(np.float64)
+        found = np.asarray(own.multiply(own).sum(1)).ravel()
+        if self.offset is not None:
+            offset = self.offset.numpy().astype(np.float64)
+            found = found - 2 * (own @ offset) + offset @ offset
+        return torch.from_numpy(found.astype(np.float32))
 
 
 Values = Tensor | SparseRows
 
 
-def _bags(matrix: Any, weight: Tensor) -> Tensor:
-    indices, offsets = (torch.from_numpy(one) for one in (matrix.indices, matrix.indptr))
-    if not len(indices):
-        return weight.new_zeros(matrix.shape[0], weight.shape[1])
+def _bags(matrix: Any, weight: Tensor, rows: slice | None = None) -> Tensor:
+    """Product of a CSR matrix, or some of its rows, with `weight`."""
+    ends = matrix.indptr if rows is None else matrix.indptr[rows.start : rows.stop + 1]
+    stored = slice(ends[0], ends[-1])
+    if stored.start == stored.stop:
+        return weight.new_zeros(len(ends) - 1, weight.shape[1])
     return F.embedding_bag(
-        indices,
+        torch.from_numpy(matrix.indices[stored]),
         weight.contiguous(),
-        offsets,
+        torch.from_numpy(ends - ends[0]),
         mode="sum",
-        per_sample_weights=torch.from_numpy(matrix.data),
+        per_sample_weights=torch.from_numpy(matrix.data[stored]),
         include_last_offset=True,
     )
 
 
-def standardised_product(rows: SparseRows, weight: Tensor, mean: Tensor, scale: Tensor) -> Tensor:
-    """Product of standardised rows with `weight`, features x columns; nothing is made dense.
+def squares(x: Values) -> Tensor:
+    """Sum of squares of every row."""
+    return x.square().sum(1) if isinstance(x, Tensor) else x.squares()
 
-    ((x - mean) / scale) W is x (W / scale) minus a row that is the same for all cells.
-    """
-    found: Tensor = _Standardised.apply(rows, weight, mean, scale)  # type: ignore[no-untyped-call]
+
+def add_transposed(x: Values, values: Tensor, out: Tensor, factor: float = 1.0) -> None:
+    """Add to `out` the product of the transpose of rows with `values`, times a factor."""
+    if isinstance(x, Tensor):
+        out.addmm_(x.T, values, alpha=factor)
+    else:
+        x.add_transposed(values, out, factor)
+
+
+def product(x: Values, weight: Tensor) -> Tensor:
+    """Product of rows with `weight`, features x columns; the weights learn."""
+    if isinstance(x, Tensor):
+        return x @ weight
+    found: Tensor = _Product.apply(x, weight)  # type: ignore[no-untyped-call]
     return found
 
 
-class _Standardised(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, rows: SparseRows, weight: Tensor, mean: Tensor, scale: Tensor) -> Tensor:
-        ctx.rows = rows
-        ctx.save_for_backward(mean, scale)
-        columns = (weight / scale[:, None]).contiguous()
-        return rows.product(columns).sub_(mean @ columns)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        mean, scale = ctx.saved_tensors
-        found = ctx.rows.transposed_product(gradient)
-        found.addr_(mean, gradient.sum(0), alpha=-1).div_(scale[:, None])
-        return None, found, None, None
-
-
-def raw_product(rows: SparseRows, weight: Tensor) -> Tensor:
-    """Product of rows in the user's units with `weight`, features x columns."""
-    found: Tensor = _Raw.apply(rows, weight)  # type: ignore[no-untyped-call]
-    return found
-
-
-class _Raw(torch.autograd.Function):
+class _Product(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, rows: SparseRows, weight: Tensor) -> Tensor:
-        ctx.rows = rows
+        ctx.rows, ctx.weight = rows, weight
         return rows.product(weight)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        return None, ctx.rows.transposed_product(gradient)
+        memory, found = gradient_memory(ctx.weight)
+        ctx.rows.add_transposed(gradient, memory, 1.0)
+        return None, found
 
 
-def dropped_product(
-    rows: SparseRows, weight: Tensor, mean: Tensor, scale: Tensor, draws: Tensor, kept: int
-) -> Tensor:
-    """Product of standardised rows, some of whose values are dropped, with `weight`.
-
-    Blocks of rows are made dense, standardised, dropped and multiplied; backward they are made once
-    more, from the draws, which are all that is held.
-
-    Parameters
-    ----------
-    weight
-        Features x columns.
-    draws
-        A random byte per value, cells x features; values whose byte is below `kept` are kept, and
-        multiplied by 256 / `kept`.
-    """
-    found: Tensor = _Dropped.apply(rows, weight, mean, scale, draws, kept)  # type: ignore[no-untyped-call]
-    return found
+def linear(x: Values, layer: nn.Linear) -> Tensor:
+    """Put rows through a linear layer that reads their features; the layer learns."""
+    if isinstance(x, Tensor):
+        return cast("Tensor", layer(x))
+    found: Tensor = _Linear.apply(x, layer.weight)  # type: ignore[no-untyped-call]
+    return found + layer.bias
 
 
-class _Dropped(torch.autograd.Function):
+class _Linear(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any,
-        rows: SparseRows,
-        weight: Tensor,
-        mean: Tensor,
-        scale: Tensor,
-        draws: Tensor,
-        kept: int,
-    ) -> Tensor:
-        ctx.of_blocks = rows, mean, scale, draws, kept
-        out = weight.new_empty(len(rows), weight.shape[1])
-        for part, block in _dropped_blocks(*ctx.of_blocks):
-            torch.mm(block, weight, out=out[part])
-        return out
+    def forward(ctx: Any, rows: SparseRows, weight: Tensor) -> Tensor:
+        ctx.rows, ctx.weight = rows, weight
+        return rows.product_with_rows(weight)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        found = gradient.new_zeros(ctx.of_blocks[0].shape[1], gradient.shape[1])
-        for part, block in _dropped_blocks(*ctx.of_blocks):
-            found.addmm_(block.T, gradient[part])
-        return None, found, None, None, None, None
+        memory, found = gradient_memory(ctx.weight)
+        ctx.rows.add_transposed(gradient, memory.T, 1.0)
+        return None, found
 
 
-def _dropped_blocks(rows: SparseRows, mean: Tensor, scale: Tensor, draws: Tensor, kept: int) -> Any:
-    size = block_rows(rows.shape[1], mean.device)
-    for start in range(0, len(rows), size):
-        part = slice(start, min(start + size, len(rows)))
-        block = rows.dense(part.start, part.stop).sub_(mean).div_(scale)
-        yield part, block.mul_((draws[part] < kept).to(block.dtype).mul_(256 / kept))
+def gradient_memory(weight: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Return where a gradient is to be added, and what autograd is to be told of it.
+
+    That of a parameter goes where its gradient is kept, from step to step: memory that a process
+    has newly asked for costs more than the product that fills it.
+    """
+    if not weight.is_leaf:
+        found = torch.zeros_like(weight)
+        return found, found
+    if weight.grad is None:
+        weight.grad = torch.zeros_like(weight)
+    return weight.grad, None

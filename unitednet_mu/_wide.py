@@ -4,13 +4,14 @@ Both losses of a decoded value p and a true one x are A(p) - x p, up to a consta
 A(p) = p**2 / 2 (doubled) for the squared error, A(p) = log(1 + exp(p)) for binary cross-entropy at
 the logit. The last layer is linear, p = h W + b, so that the second part needs x W only, one
 product for all codes that are decoded and a sparse one where x is sparse; so does the first where
-A is quadratic: its sum over features is a quadratic form of h. Where it is not, cells are decoded
+A is quadratic: its sum over features is a quadratic form of h. Where it is not, values are decoded
 in blocks that fit the caches, and gradients are computed along with the losses, as there the values
 are at hand.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,8 +19,17 @@ import torch
 from torch import Tensor, nn
 
 from ._network import Discriminator
-from ._values import block_rows
+from ._values import (
+    Values,
+    add_transposed,
+    block_rows,
+    gradient_memory,
+    product,
+    squares,
+)
 
+#: Rows, features, and their values.
+_Block = tuple[slice, slice, Tensor]
 #: Numbers between 1/2 and 1 whose product is sure to be no less than the smallest float32.
 _FACTORS = 64
 
@@ -49,22 +59,66 @@ class Wide:
         return Wide(self.hidden.detach(), self.weight.detach(), self.bias.detach())
 
 
-def squared_errors(wide: Wide, crossed: Tensor, at_bias: Tensor, squares: Tensor) -> Tensor:
+def squared_errors(
+    wide: Wide,
+    x: Values,
+    gather: Callable[[Tensor], Tensor],
+    scatter: Callable[[Tensor], Tensor],
+) -> Tensor:
     """Sum over features of squared errors, by the quadratic form; one value a row.
 
     Parameters
     ----------
-    crossed
-        True values times `wide.weight`, rows x width.
-    at_bias
-        True values times `wide.bias`.
-    squares
-        Sum of squares of the true values of each row.
+    x
+        True values, cells x features.
+    gather, scatter
+        From cells to rows, each being decoded once or more; and sums of rows back to cells.
     """
-    form = wide.hidden @ (wide.weight.T @ wide.weight)
-    cross = wide.weight.T @ wide.bias - crossed
-    own = ((form + 2 * cross) * wide.hidden).sum(1)
-    return own + (wide.bias @ wide.bias - 2 * at_bias) + squares
+    found: Tensor = _SquaredErrors.apply(  # type: ignore[no-untyped-call]
+        wide.hidden, wide.weight, wide.bias, x, gather, scatter
+    )
+    return found
+
+
+class _SquaredErrors(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        x: Values,
+        gather: Callable[[Tensor], Tensor],
+        scatter: Callable[[Tensor], Tensor],
+    ) -> Tensor:
+        form = hidden @ (weight.T @ weight)
+        slope = weight.T @ bias - gather(product(x, weight))
+        form.add_(slope, alpha=2)
+        of_bias = bias @ bias - 2 * gather(product(x, bias[:, None]))[:, 0]
+        found = (form * hidden).sum(1) + of_bias + gather(squares(x))
+        ctx.save_for_backward(hidden, form.sub_(slope))
+        ctx.of_layer, ctx.x, ctx.scatter = (weight, bias), x, scatter
+        return found
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        hidden, slope = ctx.saved_tensors
+        weight, bias = ctx.of_layer
+        twice = 2 * gradient
+        found: list[Tensor | None] = [None, None, None]
+        if ctx.needs_input_grad[0]:
+            found[0] = slope * twice[:, None]
+        if ctx.needs_input_grad[1]:
+            weighted = hidden * twice[:, None]
+            total, of_cells = weighted.sum(0), ctx.scatter(weighted)
+            memory, found[1] = gradient_memory(weight)
+            memory.addmm_(weight, hidden.T @ weighted).addr_(bias, total)
+            add_transposed(ctx.x, of_cells, memory, -1.0)
+            memory, found[2] = gradient_memory(bias)
+            memory.addmv_(weight, total).add_(bias * twice.sum())
+            of_cells = ctx.scatter(twice[:, None])
+            add_transposed(ctx.x, of_cells, memory[:, None], -1.0)
+        return *found, None, None, None
 
 
 def log_partition(
@@ -109,46 +163,41 @@ class _LogPartition(torch.autograd.Function):
         n_judged: int,
     ) -> tuple[Tensor, Tensor, Tensor]:
         learns = any(ctx.needs_input_grad[:3])
-        n = len(hidden)
-        values, distances = hidden.new_empty(n), hidden.new_zeros(n)
+        values, distances = (hidden.new_zeros(len(hidden)) for _ in range(2))
         slopes = [torch.zeros_like(one) for one in (hidden, weight, bias)] if learns else []
-        for part, p in _decoded_blocks(hidden, weight, bias):
-            values[part] = p.clamp_min(0).sum(1)
+        # a discriminator reads all features of a cell
+        blocks = _blocks_of_features if judge is None else _blocks_of_rows
+        for rows, features, p in blocks(hidden, weight, bias):
+            values[rows] += p.clamp_min(0).sum(1)
             p.sigmoid_()
-            values[part] -= _sum_log_larger(p)
+            values[rows] -= _sum_log_larger(p)
             slope = None
-            if judge is not None and part.start < n_judged:
-                score = _score(judge, p, 1.0, judged[part])
-                distances[part] = score.distances
+            if judge is not None and rows.start < n_judged:
+                score = _score(judge, p, 1.0, judged[rows])
+                distances[rows] = score.distances
                 slope = torch.mm(score.slope, judge.first.weight).mul_(p)
                 slope.addcmul_(slope, p, value=-1)
             if learns:
-                _add_slopes(slopes, part, hidden[part], weight, p, weights[part], slope)
+                p.mul_(weights[rows, None])
+                if slope is not None:
+                    p.add_(slope)
+                slopes[0][rows].addmm_(p, weight[features])
+                slopes[1][features].addmm_(p.T, hidden[rows])
+                slopes[2][features] += p.sum(0)
         ctx.save_for_backward(*slopes)
+        ctx.of_layer = weight, bias
         ctx.mark_non_differentiable(values, distances)
         return weights @ values + judged @ distances, values, distances
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-        return *(slope * gradient for slope in ctx.saved_tensors), None, None, None, None
-
-
-def _add_slopes(
-    slopes: list[Tensor],
-    part: slice,
-    hidden: Tensor,
-    weight: Tensor,
-    probabilities: Tensor,
-    weights: Tensor,
-    more: Tensor | None,
-) -> None:
-    """Add a block's part to the gradients of hidden values, weights and biases."""
-    of_p = probabilities.mul_(weights[:, None])
-    if more is not None:
-        of_p.add_(more)
-    torch.mm(of_p, weight, out=slopes[0][part])
-    slopes[1].addmm_(of_p.T, hidden)
-    slopes[2].add_(of_p.sum(0))
+        hidden, *of_layer = ctx.saved_tensors
+        found: list[Tensor | None] = [hidden * gradient]
+        for parameter, slope in zip(ctx.of_layer, of_layer, strict=True):
+            memory, of_parameter = gradient_memory(parameter)
+            memory.addcmul_(slope, gradient)
+            found.append(of_parameter)
+        return *found, None, None, None, None
 
 
 def fake_distances(wide: Wide, judge: Discriminator, weights: Tensor) -> Tensor:
@@ -171,7 +220,7 @@ class _FakeDistances(torch.autograd.Function):
     ) -> Tensor:
         total = weights.new_zeros(())
         slopes = [torch.zeros_like(one) for one in parameters]
-        for part, p in _decoded_blocks(*wide):
+        for part, _, p in _blocks_of_rows(*wide):
             score = _score(judge, p.sigmoid_(), 0.0, weights[part])
             total += weights[part] @ score.distances
             slopes[0].addmm_(score.slope.T, p)
@@ -206,15 +255,26 @@ def _score(judge: Discriminator, x: Tensor, goal: float, weights: Tensor) -> _Sc
     return _Score(distances.detach(), slope, tuple(of_rest))
 
 
-def _decoded_blocks(hidden: Tensor, weight: Tensor, bias: Tensor) -> Any:
-    """Blocks of decoded rows, all in the same memory, and where they stand."""
+def _blocks_of_rows(hidden: Tensor, weight: Tensor, bias: Tensor) -> Iterator[_Block]:
+    """All features of some rows at a time, decoded into the same memory, and where they stand."""
     size = block_rows(len(weight), weight.device)
     memory = hidden.new_empty(min(size, len(hidden)), len(weight))
     columns = weight.T.contiguous()  # a fifth faster than to read the weights across
     for start in range(0, len(hidden), size):
-        part = slice(start, min(start + size, len(hidden)))
-        out = memory[: part.stop - part.start]
-        yield part, torch.addmm(bias, hidden[part], columns, out=out)
+        rows = slice(start, min(start + size, len(hidden)))
+        out = memory[: rows.stop - start]
+        yield rows, slice(None), torch.addmm(bias, hidden[rows], columns, out=out)
+
+
+def _blocks_of_features(hidden: Tensor, weight: Tensor, bias: Tensor) -> Iterator[_Block]:
+    """All rows of some features at a time; wide weights are read once, not for every block."""
+    size = block_rows(len(hidden), weight.device)
+    memory = hidden.new_empty(len(hidden) * min(size, len(weight)))
+    for start in range(0, len(weight), size):
+        part = slice(start, min(start + size, len(weight)))
+        shape = len(hidden), part.stop - start
+        out = memory[: shape[0] * shape[1]].view(shape)
+        yield slice(None), part, torch.addmm(bias[part], hidden, weight[part].T, out=out)
 
 
 def _sum_log_larger(s: Tensor) -> Tensor:
