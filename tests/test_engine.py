@@ -205,16 +205,19 @@ def test_a_network_that_does_not_learn_is_judged_alike() -> None:
 
 
 @pytest.mark.usefixtures("sparse_everywhere")
+@pytest.mark.parametrize("to_zero", [False, True], ids=["to the mean", "to zero"])
 @pytest.mark.parametrize("share", [0.0, 0.4])
-def test_codes_of_sparse_rows(share: float) -> None:
-    """Codes and gradients of sparse rows are those of the same values, dense."""
+def test_codes_of_sparse_rows(share: float, to_zero: bool) -> None:
+    """The same draws drop the same values, whether rows are sparse or dense."""
     data = dataset(missing=False)
     network = network_for(data, input_dropout=share)
+    for m in (0, 2):
+        network.encoders[m].drop_to_zero = to_zero
     plain = copy.deepcopy(network)
     batch = data.batch(np.arange(40), CPU)
     both = []
     for one, what in ((network, batch), (plain, dense(batch))):
-        torch.manual_seed(3)  # values are made dense where dropped ones become the mean
+        torch.manual_seed(3)
         codes, _ = Tasks(one, TrainingConfig(), None).codes(what)
         both.append((codes.detach(), gradients(one, (codes**2).sum()), torch.rand(1)))
     (codes, found, drawn), (expected, of_plain, as_many) = both

@@ -133,10 +133,16 @@ class Encoder(nn.Module):
         """Drop values in training."""
         if not self.drop_to_zero:
             return cast("Tensor", self.drop(x if isinstance(x, Tensor) else x.dense()))
-        if isinstance(x, Tensor):
-            zero = standardiser.mean / standardiser.scale
-            return cast("Tensor", self.drop(x + zero)).sub_(zero)
-        return x.times(self.drop.factors([x.n_stored]))
+        if not isinstance(x, Tensor):
+            return x.times(self.drop.factors([x.n_stored]))
+        zero = -standardiser.mean / standardiser.scale
+        if x.device.type != "cpu":
+            return cast("Tensor", self.drop(x - zero)).add_(zero)
+        there = (x != zero).nonzero(as_tuple=True)  # draws as of sparse rows
+        of_there = zero[there[1]]
+        x = x.clone()
+        x[there] = (x[there] - of_there) * self.drop.factors(of_there.shape) + of_there
+        return x
 
     def code(self, hidden: Tensor) -> Tensor:
         """Code of what the wide layer gives, cells x n_latent."""
