@@ -13,12 +13,14 @@ from torch import nn
 from unitednet_mu import (
     _deeplift,
     _deeplift_input,
+    _deeplift_sparse,
     _explain,
     _explain_chain,
     _explain_cross,
     _strongest,
 )
 from unitednet_mu._config import NetworkConfig
+from unitednet_mu._deeplift_sparse import sparse_attributions
 from unitednet_mu._explain import ExplainSample, group_relevance
 from unitednet_mu._explain_cells import cell_cross_relevance, cell_group_relevance
 from unitednet_mu._explain_cross import cross_relevance
@@ -454,6 +456,37 @@ def test_through_the_code_or_around_it(linear_path, as_sparse, monkeypatch):
     assert called
     for one, two in zip(
         [*through.signed, *through.absolute], [*other.signed, *other.absolute], strict=True
+    ):
+        equal(one, two)
+
+
+@pytest.mark.parametrize("n_hidden", [(8, 6), (3, 3)], ids=["through the code", "around it"])
+@pytest.mark.parametrize("n_batches", [0, 2])
+def test_where_little_is_not_zero(n_hidden, n_batches, monkeypatch):
+    """Only what is not zero is worked out, and nothing is missed."""
+    network = make_network(n_latent=2, n_hidden=n_hidden, n_batches=n_batches, linear_path=False)
+    cells, background = (
+        make_sample(network, n, seed, as_sparse=True) for n, seed in ((9, 1), (4, 2))
+    )
+    kept = np.array([0.0, 1, 1, 0, 1, 0, 1, 1, 0])  # what the background has
+    background.x[0] = background.x[0] @ sparse.diags_array(kept).tocsr()
+    cells.x[0] = sparse.csr_array(cells.x[0].toarray() * (np.arange(81).reshape(9, 9) % 4 != 0))
+    monkeypatch.setattr(_deeplift_sparse, "_MOST_FILLED", -1.0)
+    expected = cross_relevance(network, 0, 1, cells, background, top_k=None)
+    blocks = []
+
+    def watched(*arguments):
+        for block in sparse_attributions(*arguments):
+            blocks.append(block[0])
+            yield block
+
+    monkeypatch.setattr(_deeplift_sparse, "_MOST_FILLED", 1.0)
+    monkeypatch.setattr(_deeplift_sparse, "_HELD", 60)
+    monkeypatch.setattr(_explain_cross, "sparse_attributions", watched)
+    found = cross_relevance(network, 0, 1, cells, background, top_k=None)
+    assert slice(None) in blocks and any(cells.start is not None for cells in blocks)
+    for one, two in zip(
+        [*found.signed, *found.absolute], [*expected.signed, *expected.absolute], strict=True
     ):
         equal(one, two)
 

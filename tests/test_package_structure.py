@@ -49,6 +49,7 @@ LAYERS = (
     ("_adapt",),
     ("_deeplift",),
     ("_deeplift_input", "_strongest"),
+    ("_deeplift_sparse",),
     ("_path", "_gap"),
     ("_explain",),
     ("_explain_chain",),

@@ -22,6 +22,7 @@ from ._deeplift import (
     precise,
 )
 from ._deeplift_input import SummedAttributions
+from ._deeplift_sparse import is_mostly_zero, sparse_attributions
 from ._explain import (
     ExplainSample,
     Floats,
@@ -159,6 +160,7 @@ class CrossSums:
             self.weight = self.weight * standardiser.scale
             self.direct = None if self.direct is None else self.direct * standardiser.scale
         self.shape = chain.encoder.side.weight.shape[1], self.weight.shape[1]
+        self._mostly_zero = is_mostly_zero(chain.encoder.side)
 
     def gather(self, rows: Rows, gap: Gap, absolute: bool) -> Iterator[int]:
         """Sum over a group's cells, with or without absolute values; yield how many are added."""
@@ -228,21 +230,32 @@ class CrossSums:
         absolute: Tensor,
     ) -> Tensor:
         """Add to `factor` and `absolute`, and return each cell's sum over features (C x R)."""
-        side, factor = self.chain.encoder.side, self.factor
+        factor = self.factor
         totals = factor.new_zeros(len(values), factor.shape[1])
+        for cells, features, block in self._attributions(values, inner, outer):
+            factor.index_add_(0, features, block.sum(0).T.to(factor.dtype))
+            totals[cells] += block.sum(2)
+            beside = None
+            if self.direct is not None and difference is not None:
+                beside = difference[cells, features], self.direct[features]
+            add_absolute(absolute, features, block, self.weight, beside)
+        return totals
+
+    def _attributions(
+        self, values: Tensor, inner: Tensor, outer: Tensor
+    ) -> Iterator[tuple[slice, Tensor, Tensor]]:
+        """Attributions to the last hidden layer: which cells, features, and C x R x J."""
+        side = self.chain.encoder.side
+        if self._mostly_zero:
+            yield from sparse_attributions(side, values, inner, outer)
+            return
         attributions = (
             side.attributions_through(values, inner, outer)
             if self.chain.is_narrow(self.chain.n_outputs)
             else side.attributions(values, multiplied_out(inner, outer))
         )
         for features, block in attributions:
-            factor.index_add_(0, features, block.sum(0).T.to(factor.dtype))
-            totals += block.sum(2)
-            beside = None
-            if self.direct is not None and difference is not None:
-                beside = difference[:, features], self.direct[features]
-            add_absolute(absolute, features, block, self.weight, beside)
-        return totals
+            yield slice(None), features, block
 
     def signed(self) -> Tensor:
         """Mean of signed values, source x target features; NaN without cells."""
