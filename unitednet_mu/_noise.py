@@ -46,13 +46,13 @@ def set_input_dropout(
         See :func:`choose_input_dropout`.
     """
     encoders = [cast("Encoder", encoder) for encoder in network.encoders]
-    for encoder, source in zip(encoders, data.sources, strict=True):
-        encoder.drop_to_zero = _mostly_zero(source, cells)
     if network.config.input_dropout is None:
         shares = choose_input_dropout(data, cells, seed)
         for encoder, share in zip(encoders, shares, strict=True):
             encoder.drop.p = share
         logger.info("input dropout by modality: %s.", [round(share, 2) for share in shares])
+    for encoder, source in zip(encoders, data.sources, strict=True):
+        encoder.drop_to_zero = encoder.drop.p > 0 and _mostly_zero(source, cells)
 
 
 def _mostly_zero(source: Source, cells: NDArray[np.intp]) -> bool:

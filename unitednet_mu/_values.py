@@ -148,7 +148,7 @@ def squares(x: Values) -> Tensor:
     return x.square().sum(1) if isinstance(x, Tensor) else x.squares()
 
 
-def add_transposed(x: Values, values: Tensor, out: Tensor, factor: float = 1.0) -> None:
+def add_transposed(x: Values, values: Tensor, out: Tensor, factor: float) -> None:
     """Add to `out` the product of the transpose of rows with `values`, times a factor."""
     if isinstance(x, Tensor):
         out.addmm_(x.T, values, alpha=factor)
