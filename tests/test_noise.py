@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from scipy import sparse
 from scipy.linalg import eigh
 
 import unitednet_mu as un
 from unitednet_mu import _noise
-from unitednet_mu._config import NetworkConfig
 from unitednet_mu._data import Dataset
-from unitednet_mu._network import Dropout, ModalityShape, UnitedNetwork
+from unitednet_mu._network import Dropout
 from unitednet_mu._open import describe_modality, open_dataset
 
 
@@ -140,23 +136,3 @@ def test_dropout_keeps_the_mean_and_drops_the_share(share: float) -> None:
     torch.testing.assert_close(x.grad, out.detach())
     assert torch.equal(layer.eval()(x), x)
     assert torch.equal(Dropout(0.0)(x), x)
-
-
-@pytest.mark.parametrize("as_sparse", [True, False])
-@pytest.mark.parametrize("share", [None, 0.3, 0.0])
-def test_dropped_values_are_zero_where_nearly_all_are(as_sparse: bool, share: float | None) -> None:
-    """By the training cells that have the modality, however they are stored."""
-    rng = np.random.default_rng(0)
-    peaks = (rng.random((300, 200)) < 0.03).astype(float)
-    peaks[200:] = 1  # no training cells
-    genes = rng.poisson(0.2, (300, 40)).astype(float)
-    data = dataset(peaks=peaks, genes=genes)
-    if as_sparse:
-        sources = [replace(s, matrix=sparse.csr_matrix(s.matrix)) for s in data.sources]
-        data = replace(data, sources=sources)
-    shapes = [ModalityShape(len(s.spec.features), "gaussian") for s in data.sources]
-    network = UnitedNetwork(shapes, 2, 0, NetworkConfig(input_dropout=share))
-    _noise.set_input_dropout(network, data, np.arange(200), 0)
-    assert [encoder.drop_to_zero for encoder in network.encoders] == [share != 0, False]
-    if share is not None:
-        assert [encoder.drop.p for encoder in network.encoders] == [share, share]

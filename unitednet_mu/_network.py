@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ._config import Likelihood, NetworkConfig
-from ._values import Values, linear
+from ._values import Values, dropped_linear, linear
 
 _ACTIVATIONS: dict[str, type[nn.Module]] = {
     "leaky_relu": nn.LeakyReLU,
@@ -53,15 +53,15 @@ class Dropout(nn.Dropout):
             return input
         if input.device.type != "cpu":
             return super().forward(input)
-        return input * self.factors(input.shape)
+        draws, kept = self.draws(input.shape)
+        return input * (draws < kept).to(input.dtype).mul_(256 / kept)
 
-    def factors(self, shape: Sequence[int]) -> Tensor:
-        """Draw what to multiply each element by: 0, or what makes up for it; on the CPU."""
+    def draws(self, shape: Sequence[int]) -> tuple[Tensor, int]:
+        """Draw a random byte for each element, on the CPU; which are below a number are kept."""
         n = math.prod(shape)
         words = torch.empty(-(-n // 8), dtype=torch.int64).random_(-(2**63), None)
         kept = min(max(round((1 - self.p) * 256), 1), 255)
-        draws = words.view(torch.uint8)[:n].view(shape)
-        return (draws < kept).float().mul_(256 / kept)
+        return words.view(torch.uint8)[:n].view(shape), kept
 
 
 def _activated(width: int, config: NetworkConfig) -> list[nn.Module]:
@@ -109,8 +109,6 @@ class Encoder(nn.Module):
         super().__init__()
         self.n_hidden = config.n_hidden[0]
         self.drop = Dropout(config.input_dropout or 0.0)  # None: set when training begins
-        #: Whether a dropped value is 0 in the user's units, not the mean; set when training begins.
-        self.drop_to_zero = False
         self.wide = nn.Linear(
             n_features, self.n_hidden + (config.n_latent if config.linear_path else 0)
         )
@@ -123,26 +121,13 @@ class Encoder(nn.Module):
         """Code of `x`, standardised, cells x n_latent."""
         return self.code(self.wide(self.drop(x)))
 
-    def read(self, x: Values, standardiser: Standardiser) -> Tensor:
+    def read(self, x: Values) -> Tensor:
         """Return what the wide layer makes of what the standardiser has read, for `code`."""
-        if self.training and self.drop.p:
-            x = self._dropped(x, standardiser)
-        return linear(x, self.wide)
-
-    def _dropped(self, x: Values, standardiser: Standardiser) -> Values:
-        """Drop values in training."""
-        if not self.drop_to_zero:
-            return cast("Tensor", self.drop(x if isinstance(x, Tensor) else x.dense()))
-        if not isinstance(x, Tensor):
-            return x.times(self.drop.factors([x.n_stored]))
-        zero = -standardiser.mean / standardiser.scale
-        if x.device.type != "cpu":
-            return cast("Tensor", self.drop(x - zero)).add_(zero)
-        there = (x != zero).nonzero(as_tuple=True)  # draws as of sparse rows
-        of_there = zero[there[1]]
-        x = x.clone()
-        x[there] = (x[there] - of_there) * self.drop.factors(of_there.shape) + of_there
-        return x
+        if not self.training or not self.drop.p:
+            return linear(x, self.wide)
+        if isinstance(x, Tensor):
+            return cast("Tensor", self.wide(self.drop(x)))
+        return dropped_linear(x, self.wide, *self.drop.draws(x.shape))
 
     def code(self, hidden: Tensor) -> Tensor:
         """Code of what the wide layer gives, cells x n_latent."""
@@ -308,8 +293,7 @@ class UnitedNetwork(nn.Module):
 
     def encode_wide(self, m: int, x: Values) -> Tensor:
         """Put what :meth:`read` returned through the first layer of an encoder."""
-        standardiser = cast("Standardiser", self.standardisers[m])
-        return cast("Encoder", self.encoders[m]).read(x, standardiser)
+        return cast("Encoder", self.encoders[m]).read(x)
 
     def after_wide(self, m: int, hidden: Tensor) -> Tensor:
         """Code of modality `m` from what :meth:`encode_wide` returned, cells x n_latent."""

@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator
-from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import eigh
 
-from ._compat import is_sparse
 from ._data import Dataset
 from ._matrix import Source, to_dense
-from ._network import Encoder, UnitedNetwork
-
-logger = logging.getLogger(__name__)
 
 Array = NDArray[np.float64]
 
@@ -28,46 +22,6 @@ _RANK = 1e-10
 _LARGEST = 0.9
 #: Where nothing can be found out: one modality only, or too few cells that have two.
 _DEFAULT = 0.5
-#: Largest share of values that are not zero for dropped ones to become zero, not the mean: what
-#: dropping adds then differs by no more than this share, and rows stay sparse.
-_MOSTLY_ZERO = 0.05
-
-
-def set_input_dropout(
-    network: UnitedNetwork, data: Dataset, cells: NDArray[np.intp], seed: int
-) -> None:
-    """Set which share of each modality's input training drops, and what dropped values become.
-
-    Parameters
-    ----------
-    network
-        Whose encoders; where its configuration has a share for all, that stays.
-    data, cells, seed
-        See :func:`choose_input_dropout`.
-    """
-    encoders = [cast("Encoder", encoder) for encoder in network.encoders]
-    if network.config.input_dropout is None:
-        shares = choose_input_dropout(data, cells, seed)
-        for encoder, share in zip(encoders, shares, strict=True):
-            encoder.drop.p = share
-        logger.info("input dropout by modality: %s.", [round(share, 2) for share in shares])
-    for encoder, source in zip(encoders, data.sources, strict=True):
-        encoder.drop_to_zero = encoder.drop.p > 0 and _mostly_zero(source, cells)
-
-
-def _mostly_zero(source: Source, cells: NDArray[np.intp]) -> bool:
-    """Whether so few values are not zero that zeros hardly count among those that are dropped.
-
-    Up to 2,000 of the cells that have the modality tell, evenly over their order.
-    """
-    mine = cells[source.rows[cells] >= 0]
-    if not len(mine):
-        return False
-    if len(mine) > _MAX_CELLS:
-        mine = mine[np.linspace(0, len(mine) - 1, _MAX_CELLS).astype(int)]
-    values = source.sparse_or_dense(mine)
-    filled = values.count_nonzero() if is_sparse(values) else np.count_nonzero(values)
-    return bool(filled <= _MOSTLY_ZERO * len(mine) * len(source.spec.features))
 
 
 def choose_input_dropout(data: Dataset, cells: NDArray[np.intp], seed: int) -> list[float]:

@@ -6,7 +6,7 @@ import logging
 import math
 from collections import defaultdict
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import pandas as pd
@@ -19,8 +19,8 @@ from ._config import TrainingConfig
 from ._data import Dataset
 from ._heads import fused_codes, keep_best_head, random_heads, start_heads
 from ._interrupt import Interrupted
-from ._network import UnitedNetwork
-from ._noise import set_input_dropout
+from ._network import Encoder, UnitedNetwork
+from ._noise import choose_input_dropout
 from ._phase import Phase, Plan
 from ._process import draw_from, new_seed, random_states, set_random_states, threads_for
 from ._session import Session, State
@@ -108,7 +108,11 @@ class Trainer:
         self.max_epochs = config.max_epochs or default_epochs(
             len(self.train_cells), self.batch_size
         )
-        set_input_dropout(network, data, self.train_cells, seed)
+        if network.config.input_dropout is None:
+            shares = choose_input_dropout(data, self.train_cells, seed)
+            for encoder, share in zip(network.encoders, shares, strict=True):
+                cast("Encoder", encoder).drop.p = share
+            logger.info("input dropout by modality: %s.", [round(share, 2) for share in shares])
         self.class_weights = self._class_weights() if supervised else None
         self.rows: list[dict[str, Any]] = []
         self.progress = progress and self.ranks.first

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, cast
 
 import numpy as np
@@ -54,24 +55,9 @@ class SparseRows:
 
     def standardised(self, mean: Tensor, scale: Tensor) -> SparseRows:
         """Return (x - mean) / scale of rows that have no offset yet."""
-        return SparseRows(self._with(self.matrix.data / scale.numpy()[self._columns]), mean / scale)
-
-    @property
-    def n_stored(self) -> int:
-        """How many of the matrix's values are stored."""
-        return len(self.matrix.data)
-
-    def times(self, factors: Tensor) -> SparseRows:
-        """Multiply the stored values of the matrix by factors, one each."""
-        return SparseRows(self._with(self.matrix.data * factors.numpy()), self.offset)
-
-    @property
-    def _columns(self) -> Any:
-        return self.matrix.indices
-
-    def _with(self, data: Any) -> Any:
-        parts = data, self._columns, self.matrix.indptr
-        return sparse.csr_matrix(parts, shape=self.shape, copy=False)
+        data = self.matrix.data / scale.numpy()[self.matrix.indices]
+        parts = data, self.matrix.indices, self.matrix.indptr
+        return SparseRows(sparse.csr_matrix(parts, shape=self.shape, copy=False), mean / scale)
 
     def product(self, weight: Tensor) -> Tensor:
         """Product with `weight`, features x columns."""
@@ -109,9 +95,9 @@ class SparseRows:
                 block.addr_(self.offset[part], total, alpha=-1)
             out[part].add_(block, alpha=factor)
 
-    def dense(self) -> Tensor:
-        """All values as a dense tensor."""
-        found = torch.from_numpy(self.matrix.toarray())
+    def dense(self, part: slice = slice(None)) -> Tensor:
+        """Rows, all or some, as a dense tensor."""
+        found = torch.from_numpy(self.matrix[part].toarray())
         return found if self.offset is None else found.sub_(self.offset)
 
     def squares(self) -> Tensor:
@@ -196,6 +182,48 @@ class _Linear(torch.autograd.Function):
         memory, found = gradient_memory(ctx.weight)
         ctx.rows.add_transposed(gradient, memory.T, 1.0)
         return None, found
+
+
+def dropped_linear(x: SparseRows, layer: nn.Linear, draws: Tensor, kept: int) -> Tensor:
+    """Put rows, some of whose values are dropped, through a linear layer; the layer learns.
+
+    Blocks of rows are made dense, dropped and multiplied; backward they are made once more, from
+    the draws, which are all that is held. (To drop only values that are stored would be cheaper,
+    but held-out losses fell more slowly: tried with peaks, of which 0.4 % are not zero.)
+
+    Parameters
+    ----------
+    draws
+        A random byte per value, cells x features; values whose byte is below `kept` are kept, and
+        multiplied by 256 / `kept`.
+    """
+    found: Tensor = _Dropped.apply(x, layer.weight, draws, kept)  # type: ignore[no-untyped-call]
+    return found + layer.bias
+
+
+class _Dropped(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, rows: SparseRows, weight: Tensor, draws: Tensor, kept: int) -> Tensor:
+        ctx.weight, ctx.of_blocks = weight, (rows, draws, kept)
+        out = weight.new_empty(len(rows), len(weight))
+        for part, block in _dropped_blocks(*ctx.of_blocks):
+            torch.mm(block, weight.T, out=out[part])
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        memory, found = gradient_memory(ctx.weight)
+        for part, block in _dropped_blocks(*ctx.of_blocks):
+            memory.addmm_(gradient[part].T, block)
+        return None, found, None, None
+
+
+def _dropped_blocks(rows: SparseRows, draws: Tensor, kept: int) -> Iterator[tuple[slice, Tensor]]:
+    size = block_rows(rows.shape[1], draws.device)
+    for start in range(0, len(rows), size):
+        part = slice(start, min(start + size, len(rows)))
+        block = rows.dense(part)
+        yield part, block.mul_((draws[part] < kept).to(block.dtype).mul_(256 / kept))
 
 
 def gradient_memory(weight: Tensor) -> tuple[Tensor, Tensor | None]:
