@@ -213,8 +213,10 @@ class _Dropped(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         memory, found = gradient_memory(ctx.weight)
+        turned = memory.new_zeros(memory.T.shape)  # to add up this way takes half the time
         for part, block in _dropped_blocks(*ctx.of_blocks):
-            memory.addmm_(gradient[part].T, block)
+            turned.addmm_(block.T, gradient[part])
+        memory.add_(turned.T)
         return None, found, None, None
 
 
