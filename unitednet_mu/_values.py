@@ -232,7 +232,7 @@ def gradient_memory(weight: Tensor) -> tuple[Tensor, Tensor | None]:
     """Return where a gradient is to be added, and what autograd is to be told of it.
 
     That of a parameter goes where its gradient is kept, from step to step: memory that a process
-    has newly asked for costs more than the product that fills it.
+    has newly asked for can cost more than the product that fills it.
     """
     if not weight.is_leaf:
         found = torch.zeros_like(weight)
