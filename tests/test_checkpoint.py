@@ -325,7 +325,7 @@ def test_all_checkpoints_damaged(cells: MuData, stopped: dict[str, Any], fingerp
 
 def test_another_format_is_refused(cells: MuData, stopped: dict[str, Any]) -> None:
     other(checkpoints(stopped["checkpoint_dir"])[-1], np.random.default_rng())
-    with pytest.raises(ValueError, match="expected a checkpoint of format 2, found 1"):
+    with pytest.raises(ValueError, match="expected a checkpoint of format 3, found 1"):
         un.tl.fit(cells, **stopped)
 
 

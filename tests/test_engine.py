@@ -21,7 +21,7 @@ from unitednet_mu._config import NetworkConfig, TrainingConfig
 from unitednet_mu._data import Batch, Dataset, Source
 from unitednet_mu._matrix import ModalitySpec
 from unitednet_mu._network import Dropout, ModalityShape, Standardiser, UnitedNetwork
-from unitednet_mu._optimise import Optimiser
+from unitednet_mu._optimise import Optimiser, RunningAverage
 from unitednet_mu._ranks import Ranks
 from unitednet_mu._setup import set_statistics
 from unitednet_mu._tasks import Tasks
@@ -190,6 +190,24 @@ def test_discriminators(missing: bool, n_hidden: tuple[int, ...]) -> None:
     assert {name.split(".")[0] for name in found} == {"discriminators"}
     assert_close(found, gradients(plain, expected))
     assert_close(dict(network.named_buffers()), dict(plain.named_buffers()))
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.9])
+def test_the_running_average_is_of_the_steps_alone(decay: float) -> None:
+    """Each step weighs the decay to the power of its age; what was before them does not count."""
+    network = network_for(dataset(missing=False))
+    averaged = RunningAverage(network, decay)
+    steps, shares = (3.0, -1.0, 7.0, 4.0), decay ** np.arange(3, -1, -1.0)
+    for value in steps:
+        for parameter in network.parameters():
+            parameter.data.fill_(value)
+        network.standardisers[0].mean.fill_(2 * value)
+        averaged.update()
+    expected = float(np.average(steps, weights=shares))
+    for parameter in averaged.network.parameters():
+        torch.testing.assert_close(parameter, torch.full_like(parameter, expected))
+    mean = averaged.network.standardisers[0].mean
+    torch.testing.assert_close(mean, torch.full_like(mean, 2 * expected))
 
 
 @pytest.mark.usefixtures("sparse_everywhere")

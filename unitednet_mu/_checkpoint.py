@@ -24,7 +24,7 @@ from ._info import ModelInfo
 
 logger = logging.getLogger(__name__)
 
-_FORMAT = 2
+_FORMAT = 3
 _KEPT = 2
 _LOCK = "unitednet.lock"
 _PREFIX, _SUFFIX, _UNFINISHED = "checkpoint-", ".safetensors", ".unfinished"

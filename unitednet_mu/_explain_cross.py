@@ -166,7 +166,7 @@ class CrossSums:
         """Sum over a group's cells, with or without absolute values; yield how many are added."""
         chain = self.chain
         through = not absolute or chain.is_narrow(chain.n_outputs)
-        pair_size = chain.pair_size(chain.n_outputs, through=through)
+        pair_size = chain.pair_size(chain.n_outputs, through=through, summed=not absolute)
         self.start(absolute)
         for chunk in chunks_of(rows, pair_size, chain.network):
             self.add(chunk, gap)

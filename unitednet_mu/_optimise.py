@@ -19,11 +19,30 @@ _LARGE = 2**16
 
 
 class RunningAverage:
-    """Exponential running average of a network's weights and statistics, which is what is kept."""
+    """Exponential running average of a network's weights and statistics, which is what is kept.
+
+    Over its steps alone: weights as they were before the first have no part in it, as in Adam's
+    corrected moments (Kingma & Ba, ICLR 2015). Until a few hundred steps are made it would
+    otherwise be behind.
+
+    Parameters
+    ----------
+    network
+        What moves.
+    decay
+        Share that a step keeps of the average, when many are made.
+
+    Attributes
+    ----------
+    network
+        A copy, with the average.
+    n_steps
+        How many have been taken in.
+    """
 
     def __init__(self, network: UnitedNetwork, decay: float) -> None:
         self.network = copy.deepcopy(network).requires_grad_(False)
-        self._move = get_ema_multi_avg_fn(decay)
+        self._decay, self.n_steps = decay, 0
         # listed once: torch's AveragedModel walks the whole module tree at every step
         kept, moving = (
             list(n.state_dict(keep_vars=True).values()) for n in (self.network, network)
@@ -34,7 +53,9 @@ class RunningAverage:
     def update(self) -> None:
         """Take one step of the network in."""
         kept, moving = zip(*self._pairs, strict=True)
-        self._move(list(kept), list(moving), None)
+        self.n_steps += 1
+        share = (1 - self._decay) / (1 - self._decay**self.n_steps)
+        get_ema_multi_avg_fn(1 - share)(list(kept), list(moving), None)
 
 
 class Optimiser:

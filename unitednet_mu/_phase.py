@@ -98,6 +98,7 @@ class Phase:
         """All that :meth:`load_state_dict` needs to go on; nothing is copied."""
         return {
             "averaged": self.averaged.network.state_dict(),
+            "n_averaged": self.averaged.n_steps,
             "optimisers": self.optimisers.state_dict(),
             "epoch": self.epoch,
             "best": self.best,
@@ -109,6 +110,7 @@ class Phase:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where :meth:`state_dict` was taken."""
         self.averaged.network.load_state_dict(state["averaged"])
+        self.averaged.n_steps = state["n_averaged"]
         self.optimisers.load_state_dict(state["optimisers"])
         self.epoch, self.best, self.best_epoch, self.best_state, self.first_loss = (
             state[name] for name in ("epoch", "best", "best_epoch", "best_state", "first_loss")
