@@ -175,6 +175,26 @@ def test_label_free_terms_and_gradients(
 
 
 @pytest.mark.usefixtures("sparse_everywhere")
+@pytest.mark.parametrize("frozen", ["weight", "bias"])
+@pytest.mark.parametrize("n_hidden", [(16, 12), (600, 300)], ids=["quadratic form", "decoded"])
+def test_frozen_decoders_have_no_gradients(frozen: str, n_hidden: tuple[int, ...]) -> None:
+    """What does not require a gradient has none, and the rest that of dense autograd."""
+    data = dataset(missing=True)
+    network = network_for(data, n_hidden=n_hidden)
+    for decoder in network.decoders:
+        getattr(decoder.wide, frozen).requires_grad_(False)
+    config = TrainingConfig(loss_weights={"contrastive": 0}, modality_dropout=0.0)
+    batch = data.batch(np.arange(70), CPU)
+    reference = Tasks(copy.deepcopy(network), config, torch.ones(3))
+    tasks = Tasks(network, config, torch.ones(3))
+    found = gradients(network, tasks.label_free(batch, *tasks.codes(batch))[0])
+    expected = plain_terms(reference, dense(batch))
+    of_plain = gradients(reference.network, reference.total(expected))
+    assert not any(f"wide.{frozen}" in name for name in found if name.startswith("decoders"))
+    assert_close(found, of_plain)
+
+
+@pytest.mark.usefixtures("sparse_everywhere")
 @pytest.mark.parametrize("missing", [False, True], ids=["complete", "mosaic"])
 @pytest.mark.parametrize("n_hidden", [(16, 12), (400, 300)], ids=["one map", "decoded"])
 def test_discriminators(missing: bool, n_hidden: tuple[int, ...]) -> None:

@@ -46,6 +46,7 @@ CASES: dict[str, dict[str, Any]] = {
     "fewer cells than processes need": {"missing": 0.0, "cells": 3},
     "batches": {"missing": 0.4, "n_batches": 2},
     "discriminators": {"missing": 0.0, "discriminators": True},
+    "judged in one process": {"missing": 0.0, "absent": True, "discriminators": True},
     "no labels": {"missing": 0.4, "supervised": False},
 }
 

@@ -224,7 +224,9 @@ def _binary_losses(
     at_bias = decoding.gather(product(raw, wide.bias[:, None])[:, 0])
     agreed = (crossed * wide.hidden).sum(1) + at_bias
     errors = (values - agreed.detach()) / n_features
-    return total - weights @ agreed, errors, distances if n_judged else None
+    # of all processes or of none: one may have no row to judge where others do
+    wanted = any(job.judged for job in decoding.jobs)
+    return total - weights @ agreed, errors, distances if wanted else None
 
 
 def _wides(network: UnitedNetwork, decodings: Sequence[Decoding]) -> Iterator[Wide]:

@@ -117,7 +117,7 @@ class Optimiser:
         kept = []
         for parameter in self.parameters:
             gradient = parameter.grad
-            if gradient is None or gradient.is_cuda or gradient.numel() < _LARGE:
+            if gradient is None or gradient.device.type != "cpu" or gradient.numel() < _LARGE:
                 parameter.grad = None
             else:
                 kept.append((parameter, gradient.zero_()._version))

@@ -85,7 +85,7 @@ class Tasks:
         return self.ranks.sizes(len(batch), None if batch.complete else counted)
 
     def _read(self, batch: Batch) -> list[Values | None]:
-        """Values of a mini-batch, standardised unless sparse; kept until another one is read."""
+        """Values of a mini-batch, standardised; kept until another one is read."""
         if self._last is None or self._last[0] is not batch:
             read = [None if x is None else self.network.read(m, x) for m, x in enumerate(batch.x)]
             self._last = batch, read

@@ -231,8 +231,9 @@ def _dropped_blocks(rows: SparseRows, draws: Tensor, kept: int) -> Iterator[tupl
 def gradient_memory(weight: Tensor) -> tuple[Tensor, Tensor | None]:
     """Return where a gradient is to be added, and what autograd is to be told of it.
 
-    That of a parameter goes where its gradient is kept, from step to step: memory that a process
-    has newly asked for can cost more than the product that fills it.
+    For the backward pass of a layer that learns, by ``loss.backward()``: that of a parameter goes
+    where its gradient is kept, from step to step. Memory that a process has newly asked for can
+    cost more than the product that fills it.
     """
     if not weight.is_leaf:
         found = torch.zeros_like(weight)

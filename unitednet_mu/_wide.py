@@ -108,12 +108,14 @@ class _SquaredErrors(torch.autograd.Function):
         found: list[Tensor | None] = [None, None, None]
         if ctx.needs_input_grad[0]:
             found[0] = slope * twice[:, None]
+        weighted = hidden * twice[:, None]
+        total = weighted.sum(0)
         if ctx.needs_input_grad[1]:
-            weighted = hidden * twice[:, None]
-            total, of_cells = weighted.sum(0), ctx.scatter(weighted)
+            of_cells = ctx.scatter(weighted)
             memory, found[1] = gradient_memory(weight)
             memory.addmm_(weight, hidden.T @ weighted).addr_(bias, total)
             add_transposed(ctx.x, of_cells, memory, -1.0)
+        if ctx.needs_input_grad[2]:
             memory, found[2] = gradient_memory(bias)
             memory.addmv_(weight, total).add_(bias * twice.sum())
             of_cells = ctx.scatter(twice[:, None])
@@ -144,8 +146,9 @@ def log_partition(
     Total, from which the decoder learns; the values of each row, and its squared distance from 1,
     from which nothing does.
     """
+    learns = torch.is_grad_enabled()  # inside the function it never is
     found: tuple[Tensor, Tensor, Tensor] = _LogPartition.apply(  # type: ignore[no-untyped-call]
-        wide.hidden, wide.weight, wide.bias, weights, judge, judged, n_judged
+        wide.hidden, wide.weight, wide.bias, weights, judge, judged, n_judged, learns
     )
     return found
 
@@ -161,8 +164,9 @@ class _LogPartition(torch.autograd.Function):
         judge: Discriminator | None,
         judged: Tensor,
         n_judged: int,
+        learns: bool,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        learns = any(ctx.needs_input_grad[:3])
+        learns = learns and any(ctx.needs_input_grad[:3])
         values, distances = (hidden.new_zeros(len(hidden)) for _ in range(2))
         slopes = [torch.zeros_like(one) for one in (hidden, weight, bias)] if learns else []
         # a discriminator reads all features of a cell
@@ -192,12 +196,12 @@ class _LogPartition(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         hidden, *of_layer = ctx.saved_tensors
-        found: list[Tensor | None] = [hidden * gradient]
-        for parameter, slope in zip(ctx.of_layer, of_layer, strict=True):
-            memory, of_parameter = gradient_memory(parameter)
-            memory.addcmul_(slope, gradient)
-            found.append(of_parameter)
-        return *found, None, None, None, None
+        found: list[Tensor | None] = [hidden * gradient, None, None]
+        for number, (parameter, slope) in enumerate(zip(ctx.of_layer, of_layer, strict=True), 1):
+            if ctx.needs_input_grad[number]:
+                memory, found[number] = gradient_memory(parameter)
+                memory.addcmul_(slope, gradient)
+        return *found, None, None, None, None, None
 
 
 def fake_distances(wide: Wide, judge: Discriminator, weights: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from .._keys import DEFAULT_STEM, UNKNOWN, Keys
 from .._validate import check_mudata
 from ..get._slots import command
 from ._columns import text_column
-from ._style import LABEL, SEQUENTIAL, TICK, TITLE, finish, name_ticks, one_axes
+from ._style import LABEL, SEQUENTIAL, TICK, TITLE, finish, name_ticks, one_axes, room
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 
 #: Matrices up to this many rows and columns get a number in every cell.
 NUMBERED = 20
+#: Inches that the title takes.
+_TITLE_WIDTH = 3.4
 
 
 def confusion(
@@ -49,13 +52,14 @@ def confusion(
         `.obs` column of the true groups.
     predicted
         `.obs` column of the predicted ones; by default the transferred labels, where there are none
-        the identified groups.
+        the identified groups, of the model that is stored.
     normalize
         Whether to show shares of each true group instead of numbers of cells.
     match
         Whether to pair predicted groups with true ones so that most cells agree (Hungarian method),
-        as unsupervised groups need. By default only if they share no name; the numbers that
-        unsupervised groups are called by are no names.
+        as unsupervised groups need. By default only if they share no name, the numbers that
+        unsupervised groups are called by being no names; transferred labels and groups of a model
+        with labels never, as they mean what they say.
     key_added
         The stem that the results were stored under.
     ax
@@ -91,8 +95,7 @@ def confusion(
     column = _predicted_column(mdata, key_added) if predicted is None else predicted
     true, found = text_column(mdata, groupby, "groupby"), text_column(mdata, column, "predicted")
     counts = _count(true, found, groupby, column)
-    labels = column == Keys(key_added).label
-    matched = _have_own_names(counts, labels=labels) if match is None else match
+    matched = _are_nameless(mdata, column, counts, key_added) if match is None else match
     counts, agree = _match_groups(counts) if matched else _match_names(counts)
     ax = _draw(counts, normalize=normalize, ax=ax)
     ax.set_ylabel(f"true ({groupby})", fontsize=LABEL)
@@ -102,16 +105,24 @@ def confusion(
 
 
 def _predicted_column(mdata: MuData, key_added: str) -> str:
-    keys = Keys(key_added)
-    for name in (keys.label, keys.group):
-        if name in check_mudata(mdata).obs:
-            return name
+    """Return what the model stored now has written; a fit leaves columns of the one before."""
+    keys, mdata = Keys(key_added), check_mudata(mdata)
+    if keys.label in mdata.obs and "labels" in _record(mdata, key_added):
+        return keys.label
+    if keys.group in mdata.obs and keys.probabilities in mdata.obsm:
+        return keys.group
     transfer = command("transfer_labels", "query", "reference", key_added=key_added)
     integrate = command("integrate", "mdata", key_added=key_added)
     raise ValueError(
-        f"neither .obs[{keys.label!r}] nor .obs[{keys.group!r}] is stored; "
+        f"neither .obs[{keys.label!r}] nor .obs[{keys.group!r}] is stored by the model of now; "
         f"run {transfer} or {integrate} first, or name a column with predicted=."
     )
+
+
+def _record(mdata: MuData, key_added: str) -> Mapping[str, Any]:
+    """Return everything stored under a stem, nothing where there is none."""
+    found = mdata.uns.get(key_added, {})
+    return found if isinstance(found, Mapping) else {}
 
 
 def _count(true: pd.Series, found: pd.Series, groupby: str, column: str) -> pd.DataFrame:
@@ -123,10 +134,14 @@ def _count(true: pd.Series, found: pd.Series, groupby: str, column: str) -> pd.D
     return counts
 
 
-def _have_own_names(counts: pd.DataFrame, *, labels: bool) -> bool:
-    """Return whether no predicted name is a true one; numbers count only among labels."""
+def _are_nameless(mdata: MuData, column: str, counts: pd.DataFrame, key_added: str) -> bool:
+    """Return whether predicted groups have no names that could be right or wrong."""
+    keys = Keys(key_added)
+    data = _record(mdata, key_added).get("params", {}).get("data", {})
+    if column == keys.label or (column == keys.group and data.get("labels_key")):
+        return False
     shared = set(counts.columns) & set(counts.index) - {UNKNOWN}
-    return not (shared if labels else any(not name.isdigit() for name in shared))
+    return not any(not name.isdigit() for name in shared)
 
 
 def _match_names(counts: pd.DataFrame) -> tuple[pd.DataFrame, NDArray[Any]]:
@@ -166,9 +181,10 @@ def _draw(counts: pd.DataFrame, *, normalize: bool, ax: Axes | None) -> Axes:
     values = numbers / totals if normalize else numbers
     largest = 1.0 if normalize else float(numbers.max())
     n_rows, n_columns = values.shape
-    ax = one_axes(ax, size=(2.4 + 0.34 * n_columns, 1.5 + 0.3 * n_rows))
-    drawn = ax.imshow(values, cmap=SEQUENTIAL, vmin=0, vmax=largest, aspect="auto")
     rows = [f"{name} ({total:,})" for name, total in zip(counts.index, totals.ravel(), strict=True)]
+    width = max(2.4 + 0.34 * n_columns, _TITLE_WIDTH) + room(rows)
+    ax = one_axes(ax, size=(width, 1.5 + 0.3 * n_rows + room(counts.columns)))
+    drawn = ax.imshow(values, cmap=SEQUENTIAL, vmin=0, vmax=largest, aspect="auto")
     name_ticks(ax, x=list(counts.columns), y=rows)
     if max(values.shape) <= NUMBERED:
         _write_numbers(ax, values, largest, normalize=normalize)

@@ -32,6 +32,8 @@ DIVERGING = "RdBu_r"
 SEQUENTIAL = "Blues"
 MISSING = "#DDDDDD"
 TITLE, LABEL, TICK = 9, 8, 7
+#: Characters that names get more where fewer do not tell them apart.
+_WIDER = 8
 
 
 def new_figure(
@@ -129,7 +131,10 @@ def literal(name: str, width: int = 32) -> str:
 
 
 def literals(names: Sequence[str], width: int = 32) -> list[str]:
-    """Return every name as text to draw."""
+    """Return every name as text to draw, shortened no further than leaves different ones so."""
+    different = set(names)
+    while len({literal(name, width) for name in different}) < len(different):
+        width += _WIDER
     return [literal(name, width) for name in names]
 
 
