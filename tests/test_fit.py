@@ -837,10 +837,12 @@ def test_likelihood_can_be_chosen(quick: dict[str, Any]) -> None:
     mdata = un.datasets.simulate_multimodal(
         n_obs=80, n_groups=2, values={"adt": "binary"}, random_state=1
     )
-    un.tl.fit(mdata, labels_key="cell_type", likelihood={"adt": "gaussian"}, **quick)
+    longer = {**quick, "training": {**quick["training"], "max_epochs": 40}}
+    un.tl.fit(mdata, labels_key="cell_type", likelihood={"adt": "gaussian"}, **longer)
     assert un.get.model(mdata).info.modalities[1].likelihood == "gaussian"
     un.tl.predict_modality(mdata, source="rna", target="adt")
-    assert mdata.mod["adt_from_rna"].X.min() < 0  # a mean is not bound to probabilities
+    found = mdata.mod["adt_from_rna"].X
+    assert found.min() < 0 or found.max() > 1  # a mean is not bound to probabilities
 
 
 def test_predicted_modalities_are_never_trained_on(fitted: MuData, quick: dict[str, Any]) -> None:

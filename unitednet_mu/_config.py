@@ -60,8 +60,9 @@ class _Config:
             raise ValueError(
                 f"{cls.__name__}: unknown setting {unknown[0]!r}; settings are {names}."
             )
-        config = cls(**{name: _native(one) for name, one in value.items()})
-        return cast("Self", from_plain(config.to_dict(), cls, cls.__name__))
+        given = {name: _plain(one) for name, one in value.items()}
+        config = from_plain({**cls().to_dict(), **given}, cls, cls.__name__)
+        return cast("Self", config)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain dictionary of numbers, strings, lists and mappings."""
@@ -75,13 +76,13 @@ class _Config:
         }
 
 
-def _native(value: Any) -> Any:
-    """Numbers of numpy as Python's own; sequences and mappings with such numbers inside."""
-    if isinstance(value, np.generic):
-        return value.item()
+def _plain(value: Any) -> Any:
+    """Numbers of numpy as Python's own, sequences as lists; mappings with such inside."""
+    if isinstance(value, np.generic | np.ndarray):
+        return value.tolist()
     if isinstance(value, Mapping):
-        return {name: _native(one) for name, one in value.items()}
-    return tuple(_native(one) for one in value) if isinstance(value, tuple | list) else value
+        return {name: _plain(one) for name, one in value.items()}
+    return [_plain(one) for one in value] if isinstance(value, tuple | list) else value
 
 
 def _require(condition: bool, name: str, expected: str, found: object) -> None:

@@ -27,8 +27,8 @@ def pearson_per_feature(true: Any, predicted: Any) -> Floats:
     Parameters
     ----------
     true, predicted
-        Measured and predicted values, cells x features in the same order, dense or sparse, finite.
-        They are made dense a block of features at a time.
+        Measured and predicted values, cells x features in the same order, dense or sparse or
+        tables, finite. They are made dense a block of features at a time.
 
     Returns
     -------
@@ -36,8 +36,10 @@ def pearson_per_feature(true: Any, predicted: Any) -> Floats:
 
     Raises
     ------
+    TypeError
+        One is no matrix.
     ValueError
-        The shapes differ or hold fewer than two cells.
+        The shapes differ or hold fewer than two cells, or tables differ in their rows or columns.
 
     Examples
     --------
@@ -75,8 +77,11 @@ def pearson_within_groups(true: Any, predicted: Any, groups: Labels) -> Floats:
 
     Raises
     ------
+    TypeError
+        One is no matrix.
     ValueError
-        The shapes or the number of groups' entries differ, or there are fewer than two cells.
+        The shapes or the number of groups' entries differ, there are fewer than two cells, or
+        tables differ in their rows or columns.
 
     Examples
     --------
@@ -85,6 +90,7 @@ def pearson_within_groups(true: Any, predicted: Any, groups: Labels) -> Floats:
     >>> un.metrics.pearson_within_groups(true, -true, ["a", "a", "b", "b"])
     array([-1.])
     """
+    true, predicted = _matrices(true, predicted)
     codes, names = pd.factorize(np.asarray(groups, dtype=object))
     if len(codes) != true.shape[0]:
         raise ValueError(f"groups: expected {true.shape[0]} entries, found {len(codes)}.")
@@ -115,8 +121,10 @@ def r2_per_feature(true: Any, predicted: Any) -> Floats:
 
     Raises
     ------
+    TypeError
+        One is no matrix.
     ValueError
-        The shapes differ or hold fewer than two cells.
+        The shapes differ or hold fewer than two cells, or tables differ in their rows or columns.
 
     Examples
     --------
@@ -135,6 +143,7 @@ def r2_per_feature(true: Any, predicted: Any) -> Floats:
 
 def _by_block(true: Any, predicted: Any, score: Callable[[Floats, Floats], Floats]) -> Floats:
     """Apply `score` to blocks of features of both matrices, dense and in float64."""
+    true, predicted = _matrices(true, predicted)
     if len(true.shape) != 2 or true.shape != predicted.shape:
         raise ValueError(
             "expected true and predicted values of one shape (cells x features), found "
@@ -150,6 +159,28 @@ def _by_block(true: Any, predicted: Any, score: Callable[[Floats, Floats], Float
         stop = min(start + width, n_features)
         result[start:stop] = score(*(_dense(m[:, start:stop]) for m in by_column))
     return result
+
+
+def _matrices(true: Any, predicted: Any) -> tuple[Any, Any]:
+    """Return both as matrices; tables have to name the same cells and features in one order."""
+    sides = {"true": true, "predicted": predicted}
+    for name, one in sides.items():
+        if isinstance(one, pd.DataFrame):
+            sides[name] = one.to_numpy()
+        elif isinstance(one, list | tuple):
+            sides[name] = np.asarray(one)
+        elif not hasattr(one, "shape") or hasattr(one, "obs_names"):
+            raise TypeError(
+                f"{name}: expected a matrix, cells x features, found {type(one).__name__}. Pass "
+                "its .X, or a layer."
+            )
+    if isinstance(true, pd.DataFrame) and isinstance(predicted, pd.DataFrame):
+        if not (true.index.equals(predicted.index) and true.columns.equals(predicted.columns)):
+            raise ValueError(
+                "expected true and predicted tables with the same rows and columns in one order; "
+                "call predicted.reindex_like(true), or pass their .to_numpy()."
+            )
+    return sides["true"], sides["predicted"]
 
 
 def _dense(block: Any) -> Floats:

@@ -127,7 +127,8 @@ class Model:
         Warns
         -----
         UserWarning
-            A modality looks like raw counts, and those that the model was trained on did not.
+            A modality looks like raw counts, and those that the model was trained on did not. A
+            modality is missing, and one that the model does not know has its features.
         """
         data = open_dataset(mdata, self.info.modalities, partial=True)
         check_values(data)

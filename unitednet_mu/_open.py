@@ -18,6 +18,9 @@ from ._matrix import Columns, ModalitySpec, Source, matrix_of, scan
 
 logger = logging.getLogger(__name__)
 
+#: Share of the features of a modality that is missing which another one has, if it may be the same.
+_MAY_BE_THE_SAME = 0.5
+
 
 def describe_modality(
     mdata: MuData,
@@ -84,12 +87,18 @@ def open_dataset(mdata: MuData, specs: Sequence[ModalitySpec], *, partial: bool 
     ------
     ValueError
         A modality or features of it are missing; no cell has any modality.
+
+    Warns
+    -----
+    UserWarning
+        A modality is missing, and one that the model does not know has its features.
     """
     sources = []
     for spec in specs:
         if spec.name in mdata.mod:
             sources.append(_open_source(mdata, spec))
         elif partial:
+            _warn_if_renamed(mdata, spec, [one.name for one in specs])
             sources.append(Source(spec, None, np.full(mdata.n_obs, -1, np.int64)))
         else:
             raise ValueError(
@@ -102,6 +111,18 @@ def open_dataset(mdata: MuData, specs: Sequence[ModalitySpec], *, partial: bool 
             f"none among {list(mdata.mod)}."
         )
     return data
+
+
+def _warn_if_renamed(mdata: MuData, spec: ModalitySpec, known: Sequence[str]) -> None:
+    """Warn where a modality that is missing may be there under another name."""
+    for name in _validate.measured_modalities(mdata):
+        there = np.isin(spec.features, mdata.mod[name].var_names.astype(str))
+        if name not in known and there.mean() > _MAY_BE_THE_SAME:
+            warn_user(
+                f"modality {spec.name!r} of the model is not here and counts as not measured, but "
+                f"{name!r}, which the model does not know, has {int(there.sum())} of its "
+                f"{len(there)} features. Rename it if it is the same."
+            )
 
 
 def _open_source(mdata: MuData, spec: ModalitySpec) -> Source:

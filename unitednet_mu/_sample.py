@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from ._compat import warn_user
 from ._data import Dataset
 from ._validate import unknown_name
 
@@ -86,6 +87,27 @@ def choose_sample(
             )
     # each once, in an order that does not depend on that of the cells
     return Sample(chosen, np.array(list(dict.fromkeys(np.concatenate(parts).tolist())), np.intp))
+
+
+def warn_of_one_group(background: np.ndarray, groups: np.ndarray, names: Sequence[str]) -> None:
+    """Warn where all background cells are of one group: what makes it a group is then not told.
+
+    Parameters
+    ----------
+    background
+        Positions of the cells.
+    groups
+        Group of each cell of the data.
+    names
+        Of all groups.
+    """
+    found = np.unique(groups[background])
+    if len(found) == 1 and len(names) > 1:
+        warn_user(
+            f"all background cells are of one group, {names[int(found[0])]!r}: relevance tells what "
+            "sets single cells apart from it, not what makes a group. Explain an object that has "
+            "cells of other groups (and name those of interest with cells=), or pass background=."
+        )
 
 
 def _largest(has: np.ndarray) -> list[np.ndarray]:

@@ -266,7 +266,7 @@ def as_names(column: pd.Series) -> tuple[np.ndarray, np.ndarray]:
     if not isinstance(column.dtype, pd.CategoricalDtype):
         levels = pd.Index(_sorted(levels))
         values = values.cat.reorder_categories(levels)
-        _check_no_measurements(column.name, levels)
+        check_no_measurements(column.name, levels)
     names = np.asarray([level_name(x) for x in levels], dtype=object)
     if len(set(names)) != len(names):
         raise ValueError(
@@ -285,7 +285,7 @@ def _is_whole(value: Any) -> bool:
     return isinstance(value, Real) and not isinstance(value, bool) and float(value).is_integer()
 
 
-def _check_no_measurements(name: Any, levels: pd.Index) -> None:
+def check_no_measurements(name: Any, levels: pd.Index) -> None:
     """Refuse numbers of which every different one would be a level."""
     if all(isinstance(x, Real) for x in levels) and any(
         isinstance(x, (float, np.floating)) and not _is_whole(x) for x in levels

@@ -247,6 +247,13 @@ def calibration_error(
 
 def _labels(true: Labels, other: Labels) -> tuple[NDArray[np.str_], NDArray[np.str_]]:
     """Both sides as text, without the cells whose true label is missing."""
+    if isinstance(true, pd.Series) and isinstance(other, pd.Series):
+        same = true.index.isin(other.index).all() and other.index.isin(true.index).all()
+        if same and not true.index.equals(other.index):
+            raise ValueError(
+                "labels: both have the same cells, but in another order; call "
+                ".reindex(true.index) on the other one."
+            )
     t, o = np.asarray(true, dtype=object), np.asarray(other, dtype=object)
     if t.ndim != 1 or t.shape != o.shape:
         raise ValueError(

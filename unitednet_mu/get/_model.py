@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from os import PathLike
 from typing import TYPE_CHECKING
 
 from mudata import MuData
@@ -13,28 +14,30 @@ if TYPE_CHECKING:
     from .._model import Model
 
 
-def model(mdata: MuData, *, key_added: str = DEFAULT_STEM) -> Model:
-    """Trained model stored in a MuData.
+def model(mdata: MuData | str | PathLike[str], *, key_added: str = DEFAULT_STEM) -> Model:
+    """Trained model stored in a MuData, or in a file of its own.
 
     Parameters
     ----------
     mdata
-        A MuData fitted by `tl.fit`.
+        A MuData fitted by `tl.fit`, or the path of a file that the model's ``save`` wrote.
     key_added
-        The stem that the results were stored under.
+        The stem that the results were stored under. Not read with a path.
 
     Returns
     -------
     Model
         The torch-level object, built anew from ``.uns[key_added]["model"]``; changing it changes
-        nothing that is stored.
+        nothing that is stored. On the CPU; functions move it to the device they run on.
 
     Raises
     ------
     TypeError
-        `mdata` is not a MuData.
+        `mdata` is neither.
     ValueError
-        No model is stored.
+        No model is stored; the file is none of this package, or it is damaged.
+    FileNotFoundError
+        There is no such file.
 
     Examples
     --------
@@ -45,7 +48,13 @@ def model(mdata: MuData, *, key_added: str = DEFAULT_STEM) -> Model:
     >>> model.modality_names
     ['rna', 'adt']
     >>> model.save("model.safetensors")
+    >>> un.get.model("model.safetensors").modality_names
+    ['rna', 'adt']
     """
+    if isinstance(mdata, str | PathLike):
+        from .._model import Model
+
+        return Model.load(mdata)
     found = stored(mdata, "model", key_added=key_added, run=fit_command(key_added))
     from .._model import Model  # here, so that reading tables never imports torch
 

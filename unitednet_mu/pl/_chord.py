@@ -15,6 +15,7 @@ from ._style import (
     TICK,
     TITLE,
     literal,
+    literals,
     panels,
     symmetric_limit,
 )
@@ -97,16 +98,16 @@ def draw_chords(
     if ax is None:
         figure.set_layout_engine("constrained", h_pad=0.2, w_pad=0.2)
     drawn = [str(name) for t in tables for column in _COLUMNS for name in t[column]]
-    pad = 6 + _CHARACTER * min(_LONGEST, max(map(len, drawn), default=0))
+    pad = 6 + _CHARACTER * max(map(len, literals(drawn, _LONGEST)), default=0)
     limit = symmetric_limit([table["value"] for table in tables])
     scale = ScalarMappable(Normalize(-limit, limit), DIVERGING)
-    for axis, group, table in zip(axes, groups, tables, strict=True):
+    for axis, group, table in zip(axes, literals(groups), tables, strict=True):
         if len(table):
             _circle(circos, table, scale).plotfig(ax=axis)
         else:
             axis.set_axis_off()
             axis.text(0, 0, "nothing stored", ha="center", va="center", fontsize=TICK)
-        axis.set_title(literal(group), fontsize=TITLE, fontweight="bold", pad=pad)
+        axis.set_title(group, fontsize=TITLE, fontweight="bold", pad=pad)
     source, target = literal(names[0]), literal(names[1])
     _name_sides(axes[0], (source, target))
     label = f"mean relevance of {source} for {target}"
@@ -141,10 +142,11 @@ def _circle(circos: Any, table: pd.DataFrame, scale: Any) -> Any:
         space=spaces,
     )
     free: dict[Feature, float] = {}
-    for side, name in features:
+    shown = literals([name for _, name in features], _LONGEST)
+    for (side, name), text in zip(features, shown, strict=True):
         sector = circle.get_sector(_key(side, name))
         sector.add_track(_ARC).axis(fc=_SIDES[side], ec="none")
-        sector.text(literal(name, _LONGEST), r=_NAME, size=TICK, orientation="vertical")
+        sector.text(text, r=_NAME, size=TICK, orientation="vertical")
         free[side, name] = (widths[side, name] - float(strengths[side][name])) / 2
     _ribbons(circle, table, features, free, scale)
     return circle

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 from mudata import MuData
 
-from .._validate import check_mudata, level_name, obs_column
+from .._validate import check_mudata, check_no_measurements, level_name, obs_column
 
 
 def text_column(mdata: MuData, name: str, argument: str) -> pd.Series:
@@ -16,10 +16,12 @@ def text_column(mdata: MuData, name: str, argument: str) -> pd.Series:
     TypeError
         `mdata` is not a MuData.
     ValueError
-        The column does not exist; the message names `argument` and lists the columns that do.
+        The column does not exist (the message names `argument` and lists the columns that do), or
+        holds measurements.
     """
     column = obs_column(check_mudata(mdata), name, argument)
     if not isinstance(column.dtype, pd.CategoricalDtype):
+        check_no_measurements(name, pd.Index(column.dropna().unique()))
         column = column.astype(_categories(mdata, name, column))
     return column.cat.rename_categories([level_name(value) for value in column.cat.categories])
 

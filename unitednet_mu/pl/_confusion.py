@@ -105,16 +105,17 @@ def confusion(
 
 
 def _predicted_column(mdata: MuData, key_added: str) -> str:
-    """Return what the model stored now has written; a fit leaves columns of the one before."""
-    keys, mdata = Keys(key_added), check_mudata(mdata)
-    if keys.label in mdata.obs and "labels" in _record(mdata, key_added):
+    """Return the column to judge: a model's own, where one is stored, as a fit leaves old ones."""
+    keys, found = Keys(key_added), _record(check_mudata(mdata), key_added)
+    fitted = "model" in found
+    if keys.label in mdata.obs and ("labels" in found or not fitted):
         return keys.label
-    if keys.group in mdata.obs and keys.probabilities in mdata.obsm:
+    if keys.group in mdata.obs and (keys.probabilities in mdata.obsm or not fitted):
         return keys.group
     transfer = command("transfer_labels", "query", "reference", key_added=key_added)
     integrate = command("integrate", "mdata", key_added=key_added)
     raise ValueError(
-        f"neither .obs[{keys.label!r}] nor .obs[{keys.group!r}] is stored by the model of now; "
+        f"neither .obs[{keys.label!r}] nor .obs[{keys.group!r}] is of the model that is stored; "
         f"run {transfer} or {integrate} first, or name a column with predicted=."
     )
 

@@ -20,6 +20,7 @@ from ._style import (
     check_option,
     finish,
     literal,
+    literals,
     name_ticks,
     panels,
     room,
@@ -136,10 +137,10 @@ def _draw(
     figure, axes = panels(len(tables), ax, panel=size, n_columns=3, narrow="group=")
     limit = symmetric_limit(tables)
     source, target = literal(names[0]), literal(names[1])
-    for axis, name, table in zip(axes, groups, tables, strict=True):
+    for axis, name, table in zip(axes, literals(groups), tables, strict=True):
         drawn = draw_cells(axis, table.to_numpy(dtype=float), limit)
         name_ticks(axis, x=list(table.columns), y=list(table.index))
-        axis.set_title(literal(name), fontsize=TITLE, fontweight="bold")
+        axis.set_title(name, fontsize=TITLE, fontweight="bold")
         axis.set_xlabel(target, fontsize=LABEL)
         axis.set_ylabel(source, fontsize=LABEL)
     label = f"mean relevance of {source} for {target}\n(grey: not stored)"

@@ -70,7 +70,7 @@ def modality_weights(
     TypeError
         `mdata` is not a MuData.
     ValueError
-        No weights, or no effects, are stored; an unknown `kind`.
+        No weights, or no effects, are stored; no cell has two modalities; an unknown `kind`.
 
     Examples
     --------
@@ -110,6 +110,11 @@ def _draw_effects(mdata: MuData, key_added: str, ax: Axes | None) -> Axes:
     """Draw a matrix of drops on a scale of probabilities, each with its number."""
     table = modality_effects(mdata, key_added=key_added)
     values = table.to_numpy(np.float64)
+    if np.isnan(values).all():
+        raise ValueError(
+            f"no cell has two of {[str(name) for name in table.columns]}, so that none can be left "
+            "out."
+        )
     size = (2.2 + 0.55 * values.shape[1], 0.8 + 0.26 * values.shape[0])
     ax = one_axes(ax, size=size)
     drawn = draw_cells(ax, values, 1.0)

@@ -13,7 +13,7 @@ from .._keys import DEFAULT_STEM
 from ..get._relevance import ModalityRelevance, read_relevance
 from ..get._slots import check_n_top, choose
 from ._matrix import above_title, add_colour_scale, add_dot_scale, draw_cells, draw_dots
-from ._style import TITLE, check_option, finish, literal, name_ticks, panels, room, symmetric_limit
+from ._style import TITLE, check_option, finish, literals, name_ticks, panels, room, symmetric_limit
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -135,7 +135,7 @@ def _draw(
     figure, axes = panels(len(tops), ax, panel=size, n_columns=len(tops), narrow="modality=")
     limit = symmetric_limit(top.signed for top in tops)
     largest = symmetric_limit(top.absolute for top in tops)
-    for axis, name, top in zip(axes, modalities, tops, strict=True):
+    for axis, name, top in zip(axes, literals(modalities), tops, strict=True):
         if kind == "dot":
             drawn = draw_dots(
                 axis, top.signed, top.absolute, limit=limit, largest=largest, outlined=top.top
@@ -145,7 +145,7 @@ def _draw(
         name_ticks(axis, x=groups, y=top.features)
         for start in top.starts:
             axis.axhline(start - 0.5, color="#999999", linewidth=0.5)
-        axis.set_title(literal(name), fontsize=TITLE, fontweight="bold")
+        axis.set_title(name, fontsize=TITLE, fontweight="bold")
     add_colour_scale(figure, axes, drawn, "mean relevance")
     if kind == "dot" and ax is None:
         add_dot_scale(figure, largest, loc="outside lower center")

@@ -130,11 +130,11 @@ def stability(
     n_rows = max(int(table["group"].value_counts().max()) if len(table) else 0, LEAST_ROWS)
     size = (2.0 + 0.05 * max(map(len, labels), default=0), 0.9 + 0.17 * n_rows)
     figure, axes = panels(len(names), ax, panel=size, n_columns=N_COLUMNS, narrow="group=")
-    for axis, name in zip(axes, names, strict=True):
+    for axis, name, title in zip(axes, names, literals(names), strict=True):
         rows = np.flatnonzero(table["group"] == name)
         drawn = _draw(axis, table.iloc[rows], [labels[row] for row in rows])
         axis.set_title(
-            f"{literal(name)}\n{_agreement(agreement[name])}", fontsize=TITLE, fontweight="bold"
+            f"{title}\n{_agreement(agreement[name])}", fontsize=TITLE, fontweight="bold"
         )
     for axis in axes[-N_COLUMNS:]:
         axis.set_xlabel(f"mean relevance ± sd, {int(params['n_models'])} models", fontsize=LABEL)

@@ -13,7 +13,7 @@ from .. import _results
 from .._data import Dataset
 from .._keys import DEFAULT_STEM, check_key_added
 from .._model import Model
-from .._sample import choose_sample
+from .._sample import choose_sample, warn_of_one_group
 from .._validate import as_names, check_mudata, check_random_state, obs_column, unknown_name
 from ._explain_cost import announce
 from ._explain_job import Job
@@ -205,7 +205,8 @@ def explain(
     Warns
     -----
     UserWarning
-        A modality looks like raw counts, and those that the model was trained on did not.
+        A modality looks like raw counts, and those that the model was trained on did not. Groups
+        are explained, and all cells to draw a background from are of one of them.
 
     Notes
     -----
@@ -273,6 +274,8 @@ def explain(
         background=background,
     )
     sample = draw(data, groups, seed=seed)
+    if source is None and background is None:
+        warn_of_one_group(sample.background, groups, found.info.groups)
     job = Job(found, data, groups, sample, progress, method=how)
     n_pairs = _pairs_kept(found, source, target, top_k)
     announce(job, len(models) + n_repeats + n_permutations, source, target, n_pairs)

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 from mudata import MuData
 
+from .._compat import warn_user
 from .._data import Dataset
 from .._keys import Keys
 from .._model import ModelInfo
@@ -22,6 +23,11 @@ from .._validate import (
 )
 
 logger = logging.getLogger(__name__)
+
+#: What cells are often called that have no label.
+_NO_NAMES = frozenset(
+    ("", "na", "n/a", "nan", "none", "unknown", "unassigned", "unlabeled", "unlabelled")
+)
 
 
 def check_labels_key(labels_key: str | None, keys: Keys) -> None:
@@ -43,6 +49,11 @@ def with_labels(
     """Read the labels into `data`; a model's own groups are kept.
 
     `advice` says what to do about a label that the model does not know.
+
+    Warns
+    -----
+    UserWarning
+        New labels are called as cells without one often are.
     """
     if labels_key is None:
         return info
@@ -56,6 +67,13 @@ def with_labels(
     else:
         check_labels(codes, names, labels_key)
         check_shared(codes, names, "labels_key", labels_key)
+        nameless = [str(name) for name in names if str(name).strip().lower() in _NO_NAMES]
+        if nameless:
+            warn_user(
+                f"labels_key={labels_key!r}: {nameless} will be learned like any other label. If "
+                "cells called so have none, make their value missing (NaN): they are then trained "
+                "on without one."
+            )
     data.labels = codes
     return dataclasses.replace(info, labels_key=labels_key, groups=info.groups or tuple(names))
 
