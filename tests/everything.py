@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -55,7 +56,9 @@ def run(mdata: MuData, query: MuData) -> dict[str, np.ndarray]:
     un.tl.integrate(mdata)
     un.tl.predict_modality(mdata, source="rna", target="adt")
     un.tl.transfer_labels(query, mdata, **once_more)
-    un.tl.explain(mdata, n_cells=4, n_background=5, progress=False)
+    with warnings.catch_warnings():  # after so short a training all may be called alike
+        warnings.filterwarnings("ignore", "all cells are of one group")
+        un.tl.explain(mdata, n_cells=4, n_background=5, progress=False)
     un.tl.explain(mdata, source="rna", target="adt", n_cells=4, n_background=5, progress=False)
     weights = un.get.model(continued).network.state_dict()
     return numbers(mdata) | {

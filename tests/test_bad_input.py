@@ -243,6 +243,16 @@ def test_any_other_name_of_a_modality_will_do(
             "NetworkConfig: unknown setting 'depth'; settings are ['n_latent', ",
         ),
         (
+            {"network": {"n_latent": "a"}},
+            ValueError,
+            "NetworkConfig.n_latent: expected int, found 'a'",
+        ),
+        (
+            {"training": {"learning_rate": "fast"}},
+            ValueError,
+            "TrainingConfig.learning_rate: expected a number, found 'fast'",
+        ),
+        (
             {"network": 3},
             TypeError,
             "NetworkConfig: expected NetworkConfig or a mapping of overrides, found int",
@@ -271,7 +281,7 @@ def test_any_other_name_of_a_modality_will_do(
         (
             {"training": {"max_epochs": 2.5}},
             ValueError,
-            "max_epochs: expected None or an integer >= 1, found 2.5",
+            "TrainingConfig.max_epochs: expected int or None, found 2.5",
         ),
         (
             {"training": {"batch_size": 1}},
@@ -306,7 +316,7 @@ def test_any_other_name_of_a_modality_will_do(
         (
             {"training": {"start": "dbscan"}},
             ValueError,
-            "start: expected leiden, kmeans or random, found 'dbscan'",
+            "TrainingConfig.start: expected one of 'leiden', 'kmeans', 'random', found 'dbscan'",
         ),
         ({"device": "abacus"}, ValueError, "device: 'abacus' is not available"),
         ({"labels_key": 3}, TypeError, "labels_key: expected the name of a column, found int"),

@@ -217,6 +217,7 @@ def test_missing_features_are_counted_and_named(paired: MuData) -> None:
     assert str(extra[:5])[1:-1] in message and extra[5] not in message
 
 
+@pytest.mark.filterwarnings("ignore:modality 'no' of the model is not here")
 def test_what_no_cell_has_is_an_error_and_an_absent_modality_may_be(paired: MuData) -> None:
     rna, none = (ModalitySpec(n, tuple(paired["rna"].var_names), "gaussian") for n in ("rna", "no"))
     with pytest.raises(ValueError, match="modality"):

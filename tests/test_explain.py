@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import anndata
@@ -131,6 +132,18 @@ def test_named_cells_and_background(trained: MuData) -> None:
     assert params["n_cells"].sum() == 3
     groups = trained.obs["unitednet_group"].loc[cells].value_counts().reindex(GROUPS)
     assert params["n_cells"].tolist() == groups.tolist()
+
+
+def test_a_background_of_one_group_is_pointed_at(trained: MuData) -> None:
+    """What makes a group is told beside others only."""
+    found = un.tl.integrate(trained, copy=True)
+    one = found[(found.obs["unitednet_group"] == "group1").to_numpy()].copy()
+    with pytest.warns(UserWarning, match="all cells are of one group, 'group1'"):
+        un.tl.explain(one, progress=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        un.tl.explain(one, background=list(one.obs_names[:5]), progress=False)
+        un.tl.explain(one, source="rna", target="adt", progress=False)
 
 
 def test_a_cell_named_twice_counts_once(trained: MuData) -> None:

@@ -84,7 +84,7 @@ un.tl.fit(
     mdata, n_groups=2, network=few, training={"max_epochs": 2}, progress=False, device="cpu",
     checkpoint_dir=sys.argv[1],
 )
-un.tl.fit(mdata, labels_key="cell_type", network=few, training={"max_epochs": 1}, progress=False)
+un.tl.fit(mdata, labels_key="cell_type", network=few, training={"max_epochs": 100}, progress=False)
 un.tl.integrate(mdata)
 un.tl.predict_modality(mdata, source="rna", target="adt")
 un.tl.transfer_labels(query, mdata, progress=False)

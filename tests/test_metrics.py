@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import pytest
+from anndata import AnnData
 from scipy import sparse, stats
 from sklearn import metrics as sk
 
@@ -23,6 +24,32 @@ def test_pearson_is_scipys(matrices) -> None:
     true, predicted, _ = matrices
     expected = [stats.pearsonr(true[:, j], predicted[:, j])[0] for j in range(23)]
     np.testing.assert_allclose(metrics.pearson_per_feature(true, predicted), expected, atol=1e-12)
+
+
+def test_tables_are_read_as_they_are_named(matrices) -> None:
+    true, predicted, groups = matrices
+    cells, genes = [f"c{i}" for i in range(60)], [f"g{i}" for i in range(23)]
+    table, other = (pd.DataFrame(x, cells, genes) for x in (true, predicted))
+    for score in (metrics.pearson_per_feature, metrics.r2_per_feature):
+        np.testing.assert_array_equal(score(table, other), score(true, predicted))
+        np.testing.assert_array_equal(score(true.tolist(), predicted.tolist()), score(table, other))
+        with pytest.raises(ValueError, match="same rows and columns in one order"):
+            score(table, other[::-1])
+    within = metrics.pearson_within_groups
+    np.testing.assert_array_equal(within(table, other, groups), within(true, predicted, groups))
+    with pytest.raises(TypeError, match=r"true: expected a matrix, .* found AnnData. Pass its \.X"):
+        metrics.pearson_per_feature(AnnData(true), predicted)
+    with pytest.raises(TypeError, match=r"predicted: expected a matrix, .* found str"):
+        metrics.r2_per_feature(true, "predicted")
+
+
+def test_labels_of_cells_in_another_order_are_refused() -> None:
+    labels = pd.Series(list("aabb"), ["w", "x", "y", "z"])
+    assert metrics.classification_scores(labels, labels)["accuracy"] == 1
+    with pytest.raises(ValueError, match=r"in another order; call \.reindex"):
+        metrics.classification_scores(labels, labels[::-1])
+    others = pd.Series(list("aabb"), range(4))
+    assert metrics.clustering_scores(labels, others)["ari"] == 1
 
 
 def test_pearson_within_groups_is_the_partial_one(matrices) -> None:

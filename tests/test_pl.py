@@ -25,6 +25,7 @@ from test_get import ABSOLUTE_RNA, GROUPS, SIGNED_RNA, stored_mdata
 from test_images import FIGURES
 
 from unitednet_mu import metrics, pl
+from unitednet_mu.pl._style import literals
 
 pytestmark = pytest.mark.filterwarnings("ignore:From 0.4 .update:FutureWarning")
 
@@ -146,6 +147,9 @@ def test_modality_effects(mdata: md.MuData) -> None:
     check_layout(ax)
     with pytest.raises(ValueError, match=r"kind: expected one of \['weights', 'effects'\]"):
         pl.modality_weights(mdata, kind="effect")
+    mdata.uns["unitednet"]["modality_effects"][:] = np.nan
+    with pytest.raises(ValueError, match=r"no cell has two of \['rna', 'adt'\]"):
+        pl.modality_weights(mdata, kind="effects")
     del mdata.uns["unitednet"]["modality_effects"]
     with pytest.raises(ValueError, match=r"no modality_effects .*tl\.integrate\(mdata\)"):
         pl.modality_weights(mdata, kind="effects")
@@ -357,6 +361,39 @@ def test_confusion_numbers_are_no_names_unless_labels(mdata: md.MuData) -> None:
     assert "after matching" in forced.get_title()
 
 
+def test_confusion_takes_learned_names_at_their_word(mdata: md.MuData) -> None:
+    """What a model learned as labels is right or wrong, however the labels are called."""
+    mdata.obs["truth"] = ["0", "0", "0", "1", "1", "1"]
+    mdata.obs["unitednet_group"] = pd.Categorical(["1", "1", "1", "0", "0", "0"])
+    mdata.uns["unitednet"]["params"]["data"]["labels_key"] = "truth"
+    groups = pl.confusion(mdata, groupby="truth", predicted="unitednet_group")
+    assert groups.get_title().startswith("accuracy 0.00, balanced 0.00, ")
+    mdata.obs["unseen"] = "a type that the reference lacks"
+    labels = pl.confusion(mdata, groupby="unseen")
+    assert labels.get_title().startswith("accuracy 0.00, balanced 0.00, ")
+
+
+def test_confusion_leaves_what_an_earlier_model_wrote(mdata: md.MuData) -> None:
+    mdata.obs["truth"] = ["B", "B", "B", "T", "T", "T"]
+    mdata.obs["unitednet_group"] = mdata.obs["truth"].astype("category")
+    del mdata.uns["unitednet"]["labels"]  # a fit replaces all that stands there
+    assert pl.confusion(mdata, groupby="truth").get_xlabel() == "predicted (unitednet_group)"
+    del mdata.obsm["unitednet_probabilities"]  # and drops these
+    with pytest.raises(ValueError, match=r"of the model that is stored; run .*integrate\(mdata\)"):
+        pl.confusion(mdata, groupby="truth")
+    del mdata.uns["unitednet"]  # columns that came without any model
+    assert pl.confusion(mdata, groupby="truth").get_xlabel() == "predicted (unitednet_label)"
+
+
+def test_names_that_differ_in_their_middle_stay_apart() -> None:
+    names = [f"central memory CD{k}-positive, alpha-beta T cell" for k in (4, 8)]
+    shown = literals([*names, "B"])
+    assert len(set(shown)) == 3
+    assert "CD4" in shown[0]
+    assert "CD8" in shown[1]
+    assert len(literals(names[:1])[0]) == 32
+
+
 def test_confusion_names_whole_numbers_as_fit_does(mdata: md.MuData) -> None:
     mdata.obs["truth"] = [1.0, 2.0, np.nan, 2.0, 1.0, 1.0]
     ax = pl.confusion(mdata, groupby="truth")
@@ -376,6 +413,9 @@ def test_confusion_messages(mdata: md.MuData) -> None:
     mdata.obs["found"] = ["a", None, "b", None, None, None]
     with pytest.raises(ValueError, match="no cell has both 'truth' and 'found'"):
         pl.confusion(mdata, groupby="truth", predicted="found")
+    mdata.obs["measured"] = np.linspace(0, 1, 6)
+    with pytest.raises(ValueError, match=r"'measured': expected names or whole numbers, .*Bin"):
+        pl.confusion(mdata, groupby="measured")
     del mdata.obs["unitednet_label"]
     with pytest.raises(ValueError, match=r"tl\.transfer_labels\(query, reference\) or .*integrate"):
         pl.confusion(mdata, groupby="truth")

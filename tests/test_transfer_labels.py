@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from typing import Any
 
 import numpy as np
@@ -108,11 +109,27 @@ def test_a_reference_may_have_a_label_unknown(
 ) -> None:
     labels = paired.obs["cell_type"].astype(str).replace("group0", "unknown")
     paired.obs["labels"] = labels
-    un.tl.fit(paired, labels_key="labels", **quick)
+    with pytest.warns(UserWarning, match=r"\['unknown'\] will be learned like any other label"):
+        un.tl.fit(paired, labels_key="labels", **quick)
     un.tl.transfer_labels(query, paired, unknown_threshold=0.2, **FIXED)
     found = query.obs["unitednet_label"]
     assert sorted(found.cat.categories) == ["group1", "group2", "unknown"]
     assert query.obsm["unitednet_label_probabilities"].shape == (60, 3)
+
+
+def test_a_renamed_modality_is_pointed_at(trained: MuData, query: MuData) -> None:
+    """It counts as not measured, which a user may not have meant."""
+    with quiet_update():
+        renamed = MuData({"RNA": query["rna"].copy(), "adt": query["adt"].copy()})
+    with pytest.warns(UserWarning, match=r"modality 'rna' .* 'RNA', .* has 40 of its 40 features"):
+        un.tl.transfer_labels(renamed, trained, adapt=False, progress=False)
+    other = query["rna"].copy()
+    other.var_names = [f"other{i}" for i in range(other.n_vars)]
+    with quiet_update():
+        lacking = MuData({"other": other, "adt": query["adt"].copy()})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        un.tl.transfer_labels(lacking, trained, adapt=False, progress=False)
 
 
 def test_reference_never_changes(trained: MuData, query: MuData, fingerprint: Any) -> None:
@@ -450,6 +467,7 @@ def test_not_a_mudata(fitted: MuData, query: MuData, which: str) -> None:
         un.tl.transfer_labels(both["query"], both["reference"], progress=False)
 
 
+@pytest.mark.filterwarnings("ignore:modality 'rna' of the model is not here")
 def test_query_has_none_of_the_modalities(fitted: MuData, query: MuData, fingerprint: Any) -> None:
     other = query.mod["rna"].copy()
     with quiet_update():

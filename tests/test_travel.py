@@ -187,7 +187,8 @@ def test_model_round_trips(
     same(loaded, model)
     assert not loaded.network.training
     np.testing.assert_array_equal(loaded.encode(paired).fused, model.encode(paired).fused)
-    Model.load(str(tmp_path / "model.safetensors"))
+    for path in (tmp_path / "model.safetensors", str(tmp_path / "model.safetensors")):
+        same(un.get.model(path), model)
 
 
 def test_a_loaded_model_works_where_nothing_is_stored(

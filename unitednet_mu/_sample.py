@@ -89,24 +89,23 @@ def choose_sample(
     return Sample(chosen, np.array(list(dict.fromkeys(np.concatenate(parts).tolist())), np.intp))
 
 
-def warn_of_one_group(background: np.ndarray, groups: np.ndarray, names: Sequence[str]) -> None:
-    """Warn where all background cells are of one group: what makes it a group is then not told.
+def warn_of_one_group(groups: np.ndarray, names: Sequence[str]) -> None:
+    """Warn where all cells are of one group: what makes it a group is then not told.
 
     Parameters
     ----------
-    background
-        Positions of the cells.
     groups
-        Group of each cell of the data.
+        Group of each cell of the data, -1 where it has none.
     names
         Of all groups.
     """
-    found = np.unique(groups[background])
+    found = np.unique(groups[groups >= 0])
     if len(found) == 1 and len(names) > 1:
         warn_user(
-            f"all background cells are of one group, {names[int(found[0])]!r}: relevance tells what "
-            "sets single cells apart from it, not what makes a group. Explain an object that has "
-            "cells of other groups (and name those of interest with cells=), or pass background=."
+            f"all cells are of one group, {names[int(found[0])]!r}, and so is the background: "
+            "relevance tells what sets single cells apart from it, not what makes a group. Explain "
+            "an object that has cells of other groups (and name those of interest with cells=), or "
+            "pass background=."
         )
 
 

@@ -133,9 +133,7 @@ def stability(
     for axis, name, title in zip(axes, names, literals(names), strict=True):
         rows = np.flatnonzero(table["group"] == name)
         drawn = _draw(axis, table.iloc[rows], [labels[row] for row in rows])
-        axis.set_title(
-            f"{title}\n{_agreement(agreement[name])}", fontsize=TITLE, fontweight="bold"
-        )
+        axis.set_title(f"{title}\n{_agreement(agreement[name])}", fontsize=TITLE, fontweight="bold")
     for axis in axes[-N_COLUMNS:]:
         axis.set_xlabel(f"mean relevance ± sd, {int(params['n_models'])} models", fontsize=LABEL)
     add_colour_scale(figure, axes, drawn, f"frequency in the top {int(params['n_top_stable'])}")

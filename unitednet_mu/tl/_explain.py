@@ -206,7 +206,7 @@ def explain(
     -----
     UserWarning
         A modality looks like raw counts, and those that the model was trained on did not. Groups
-        are explained, and all cells to draw a background from are of one of them.
+        are explained, and all cells are of one of them.
 
     Notes
     -----
@@ -275,7 +275,7 @@ def explain(
     )
     sample = draw(data, groups, seed=seed)
     if source is None and background is None:
-        warn_of_one_group(sample.background, groups, found.info.groups)
+        warn_of_one_group(groups, found.info.groups)
     job = Job(found, data, groups, sample, progress, method=how)
     n_pairs = _pairs_kept(found, source, target, top_k)
     announce(job, len(models) + n_repeats + n_permutations, source, target, n_pairs)

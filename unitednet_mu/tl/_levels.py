@@ -67,7 +67,7 @@ def with_labels(
     else:
         check_labels(codes, names, labels_key)
         check_shared(codes, names, "labels_key", labels_key)
-        nameless = [str(name) for name in names if str(name).strip().lower() in _NO_NAMES]
+        nameless = [str(name) for name in names if str(name).lower() in _NO_NAMES]
         if nameless:
             warn_user(
                 f"labels_key={labels_key!r}: {nameless} will be learned like any other label. If "
