@@ -110,6 +110,8 @@ class Optimiser:
     def _clear(self) -> list[tuple[nn.Parameter, int]]:
         """Set all gradients to None, but keep large ones' memory on the CPU, filled with zeros.
 
+        With steps in turn (`alternate`) those of decoders are not kept: every other one adds none.
+
         Returns
         -------
         Parameters with such a gradient, and the version of what it is then.

@@ -156,8 +156,10 @@ def fit(
     ``.uns["unitednet"]["model"]`` : dict
         The trained model (safetensors bytes, JSON and checksum), read by `get.model`.
     ``.uns["unitednet"]["version"]`` : str
-        Version of this package. What a model before left under this stem is replaced; its group
-        probabilities are dropped, as the names of its groups are.
+        Version of this package. What a model before left in ``.uns`` under this stem is replaced;
+        its group probabilities are dropped, as the names of its groups are. Its columns in
+        ``.obs``, embeddings, ``.varm`` and predicted modalities stay until they are written again:
+        take another `key_added`, or run the other functions anew.
 
     Raises
     ------
