@@ -214,9 +214,9 @@ def test_discriminators(missing: bool, n_hidden: tuple[int, ...]) -> None:
 
 @pytest.mark.parametrize("decay", [0.0, 0.9])
 def test_the_running_average_is_of_the_steps_alone(decay: float) -> None:
-    """Each step weighs the decay to the power of its age; what was before them does not count."""
+    """Each step weighs the decay to the power of its age; what was before few does not count."""
     network = network_for(dataset(missing=False))
-    averaged = RunningAverage(network, decay)
+    averaged = RunningAverage(network, decay, 4)
     steps, shares = (3.0, -1.0, 7.0, 4.0), decay ** np.arange(3, -1, -1.0)
     for value in steps:
         for parameter in network.parameters():
@@ -228,6 +228,17 @@ def test_the_running_average_is_of_the_steps_alone(decay: float) -> None:
         torch.testing.assert_close(parameter, torch.full_like(parameter, expected))
     mean = averaged.network.standardisers[0].mean
     torch.testing.assert_close(mean, torch.full_like(mean, 2 * expected))
+
+
+def test_the_running_average_of_many_steps_begins_with_the_network() -> None:
+    network = network_for(dataset(missing=False))
+    weight = network.decoders[0].wide.weight
+    before = weight.detach().clone()
+    averaged = RunningAverage(network, 0.9, 29)  # 0.9 to the power of 28 is above a twentieth
+    weight.data.fill_(1.0)
+    averaged.update()
+    kept = averaged.network.decoders[0].wide.weight
+    torch.testing.assert_close(kept, 0.9 * before + 0.1)
 
 
 @pytest.mark.usefixtures("sparse_everywhere")

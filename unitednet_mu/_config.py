@@ -198,8 +198,9 @@ class TrainingConfig(_Config):
     learning_rate, weight_decay
         Of AdamW, with a one-cycle schedule over the epochs.
     averaging
-        Share of the running average of the weights that a step keeps, once many are made; the
-        average is what is kept. The weights before the first step have no part in it.
+        Share of the running average of the weights that a step keeps; the average is what is kept.
+        Where so few steps are planned that the weights before the first would keep more than a
+        twentieth of it, they have no part in it.
     gradient_clip
         Largest Euclidean norm of a step's gradient.
     validation_fraction

@@ -16,14 +16,16 @@ from ._ranks import GradientSum, Ranks
 
 #: Fewest numbers in a gradient whose memory is kept from step to step.
 _LARGE = 2**16
+#: Share of the running average that the weights before the first step may keep.
+_FEW_STEPS = 0.05
 
 
 class RunningAverage:
     """Exponential running average of a network's weights and statistics, which is what is kept.
 
-    Over its steps alone: weights as they were before the first have no part in it, as in Adam's
-    corrected moments (Kingma & Ba, ICLR 2015). Until a few hundred steps are made it would
-    otherwise be behind.
+    Where so few steps are planned that the weights before the first would keep more than a
+    twentieth of it, they have no part in it, as in Adam's corrected moments (Kingma & Ba, ICLR
+    2015).
 
     Parameters
     ----------
@@ -31,6 +33,8 @@ class RunningAverage:
         What moves.
     decay
         Share that a step keeps of the average, when many are made.
+    n_planned
+        Number of steps that there will be.
 
     Attributes
     ----------
@@ -40,9 +44,10 @@ class RunningAverage:
         How many have been taken in.
     """
 
-    def __init__(self, network: UnitedNetwork, decay: float) -> None:
+    def __init__(self, network: UnitedNetwork, decay: float, n_planned: int) -> None:
         self.network = copy.deepcopy(network).requires_grad_(False)
         self._decay, self.n_steps = decay, 0
+        self._corrected = decay**n_planned > _FEW_STEPS
         # listed once: torch's AveragedModel walks the whole module tree at every step
         kept, moving = (
             list(n.state_dict(keep_vars=True).values()) for n in (self.network, network)
@@ -54,7 +59,9 @@ class RunningAverage:
         """Take one step of the network in."""
         kept, moving = zip(*self._pairs, strict=True)
         self.n_steps += 1
-        share = (1 - self._decay) / (1 - self._decay**self.n_steps)
+        share = 1 - self._decay
+        if self._corrected:
+            share /= 1 - self._decay**self.n_steps
         get_ema_multi_avg_fn(1 - share)(list(kept), list(moving), None)
 
 

@@ -54,7 +54,7 @@ class Phase:
         ranks: Ranks,
     ) -> None:
         self.plan, self.judged, self._patience = plan, judged, config.patience
-        self.averaged = RunningAverage(network, config.averaging)
+        self.averaged = RunningAverage(network, config.averaging, n_steps)
         self.optimisers = Optimisers(network, config, n_steps, ranks)
         self.epoch = 0  # epochs done
         self.best, self.best_epoch = math.inf, -1
