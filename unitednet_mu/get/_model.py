@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from os import PathLike
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mudata import MuData
@@ -54,7 +55,7 @@ def model(mdata: MuData | str | PathLike[str], *, key_added: str = DEFAULT_STEM)
     if isinstance(mdata, str | PathLike):
         from .._model import Model
 
-        return Model.load(mdata)
+        return Model.load(Path(mdata))
     found = stored(mdata, "model", key_added=key_added, run=fit_command(key_added))
     from .._model import Model  # here, so that reading tables never imports torch
 
