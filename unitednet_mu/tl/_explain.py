@@ -205,8 +205,9 @@ def explain(
     Warns
     -----
     UserWarning
-        A modality looks like raw counts, and those that the model was trained on did not. Groups
-        are explained, and all cells are of one of them.
+        A modality looks like raw counts, and those that the model was trained on did not. One of
+        the model's is missing, and one that it does not know has its features. Groups are
+        explained, and all cells are of one of them.
 
     Notes
     -----

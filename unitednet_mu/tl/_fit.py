@@ -186,8 +186,9 @@ def fit(
     UserWarning
         A modality looks like raw counts (with `model`: and those it was trained on did not), or
         has constant features. With ``preset="spatial"``: a modality holds what neighbours express.
-        Training diverged, and the best model until then is kept. A
-        checkpoint could not be written, or the newest was damaged and the one before it is used.
+        Labels are called "unknown", "nan" or the like, and are learned as such. Training diverged,
+        and the best model until then is kept. A checkpoint could not be written, or the newest was
+        damaged and the one before it is used.
 
     Notes
     -----

@@ -78,7 +78,8 @@ def predict_modality(
     Warns
     -----
     UserWarning
-        A modality looks like raw counts, and those that the model was trained on did not.
+        A modality looks like raw counts, and those that the model was trained on did not. One of
+        the model's is missing, and one that it does not know has its features.
 
     Examples
     --------

@@ -122,8 +122,9 @@ def transfer_labels(
     Warns
     -----
     UserWarning
-        A modality looks like raw counts, and those that the model was trained on did not. Too few
-        cells to tell whether adaptation helps, or it diverged: the model is used as it was.
+        A modality looks like raw counts, and those that the model was trained on did not. One of
+        the model's is missing, and one that it does not know has its features. Too few cells to
+        tell whether adaptation helps, or it diverged: the model is used as it was.
 
     Examples
     --------
