@@ -116,8 +116,10 @@ def open_dataset(mdata: MuData, specs: Sequence[ModalitySpec], *, partial: bool 
 def _warn_if_renamed(mdata: MuData, spec: ModalitySpec, known: Sequence[str]) -> None:
     """Warn where a modality that is missing may be there under another name."""
     for name in _validate.measured_modalities(mdata):
+        if name in known:
+            continue
         there = np.isin(spec.features, mdata.mod[name].var_names.astype(str))
-        if name not in known and there.mean() > _MAY_BE_THE_SAME:
+        if there.mean() > _MAY_BE_THE_SAME:
             warn_user(
                 f"modality {spec.name!r} of the model is not here and counts as not measured, but "
                 f"{name!r}, which the model does not know, has {int(there.sum())} of its "

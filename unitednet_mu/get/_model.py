@@ -52,11 +52,8 @@ def model(mdata: MuData | str | PathLike[str], *, key_added: str = DEFAULT_STEM)
     >>> un.get.model("model.safetensors").modality_names
     ['rna', 'adt']
     """
-    if isinstance(mdata, str | PathLike):
-        from .._model import Model
-
-        return Model.load(Path(mdata))
-    found = stored(mdata, "model", key_added=key_added, run=fit_command(key_added))
     from .._model import Model  # here, so that reading tables never imports torch
 
-    return Model.from_dict(found)
+    if isinstance(mdata, str | PathLike):
+        return Model.load(Path(mdata))
+    return Model.from_dict(stored(mdata, "model", key_added=key_added, run=fit_command(key_added)))
