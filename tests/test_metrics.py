@@ -204,7 +204,7 @@ def test_confusion_counts_and_normalises() -> None:
     assert table.columns.tolist() == ["B", "T", "unknown"]
     assert table.to_numpy().tolist() == [[1, 0, 0], [0, 1, 0], [0, 2, 1]]
     assert (table.index.name, table.columns.name) == ("true", "predicted")
-    share = metrics.confusion(true, predicted, normalise=True)
+    share = metrics.confusion(true, predicted, normalize=True)
     np.testing.assert_allclose(share.loc["T"], [0, 2 / 3, 1 / 3])
 
 

@@ -207,7 +207,7 @@ def test_relevance_dots_outline_the_strongest(mdata: md.MuData) -> None:
 
 
 def test_relevance_colour_tells_the_sign(mdata: md.MuData) -> None:
-    ax = pl.relevance(mdata, modality="rna", n_top=2, groups="γδ T")[0]
+    ax = pl.relevance(mdata, modality="rna", n_top=2, group="γδ T")[0]
     assert ticks(ax, "y") == ["NKG7", "LYZ"]
     negative, positive = ax.collections[0].to_rgba([-4.0, 2.0])
     assert negative[2] > negative[0]
@@ -271,8 +271,8 @@ def test_relevance_is_readable_at_paper_size(mdata: md.MuData) -> None:
 def test_relevance_bad_choices(mdata: md.MuData) -> None:
     with pytest.raises(ValueError, match=r"kind: expected one of \['dot', 'heatmap'\]"):
         pl.relevance(mdata, kind="bar")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="groups 'B' not found"):
-        pl.relevance(mdata, groups=["B"])
+    with pytest.raises(ValueError, match="group 'B' not found"):
+        pl.relevance(mdata, group=["B"])
     with pytest.raises(ValueError, match="n_top"):
         pl.relevance(mdata, n_top=0)
     assert not plt.get_fignums()

@@ -285,7 +285,13 @@ def test_predicted_modality_in_full(fresh: MuData, fitted_mosaic: MuData) -> Non
     assert all(predicted.var[column].dtype.kind == "f" for column in _results.ACCURACY)
     assert set(predicted.obsm) == {"X_unitednet", "unitednet_probabilities"}
     assert set(predicted.uns) == {"unitednet_prediction"}
-    assert set(predicted.uns["unitednet_prediction"]) == {"source", "target", "layer", "key"}
+    assert set(predicted.uns["unitednet_prediction"]) == {
+        "source",
+        "target",
+        "layer",
+        "key",
+        "model",
+    }
     assert not list(predicted.obs)
     assert not predicted.layers
     assert list(fresh.var.columns) == []

@@ -40,6 +40,11 @@ def read(mdata: MuData, keys: Keys) -> dict[str, Any]:
     return dict(mdata.uns.get(keys.uns, {}))
 
 
+def checksum(mdata: MuData, keys: Keys) -> str:
+    """Checksum of the model stored under a stem; empty where there is none."""
+    return str(read(mdata, keys).get("model", {}).get("sha256", ""))
+
+
 def _store(mdata: MuData, keys: Keys, entries: Mapping[str, Any]) -> None:
     # replaced, never changed: a view's `.uns` shares its nested dictionaries with the parent
     mdata.uns[keys.uns] = {**read(mdata, keys), **entries}
@@ -135,9 +140,19 @@ def _version() -> str:
 
 
 def write_prediction(
-    mdata: MuData, keys: Keys, model: Model, source: Sequence[str], target: str, values: np.ndarray
+    mdata: MuData,
+    keys: Keys,
+    model: Model,
+    source: Sequence[str],
+    target: str,
+    values: np.ndarray,
+    *,
+    is_stored: bool,
 ) -> None:
-    """Add the predicted modality for every cell that has one of the sources."""
+    """Add the predicted modality for every cell that has one of the sources.
+
+    Its mark names the model by checksum where it is the one stored here (`is_stored`).
+    """
     name = keys.predicted(source, target)
     cells = ~np.isnan(values).any(1)
     spec = model.info.modalities[model.modality_index(target, "target")]
@@ -156,6 +171,7 @@ def write_prediction(
         "target": target,
         "layer": spec.layer or "",
         "key": keys.stem,
+        "model": checksum(mdata, keys) if is_stored else "",
     }
     with writing(mdata):
         for key in mdata.obsm:
@@ -203,8 +219,7 @@ def write_labels(
 
 
 def _is_stored(mdata: MuData, keys: Keys, model: Mapping[str, Any]) -> bool:
-    stored = read(mdata, keys).get("model", {})
-    return str(stored.get("sha256")) == str(model["sha256"])
+    return checksum(mdata, keys) == str(model["sha256"])
 
 
 def per_cell_entry(

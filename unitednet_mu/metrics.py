@@ -108,7 +108,7 @@ def match_groups(true: Labels, groups: Labels) -> dict[str, str]:
     return dict(sorted(pairs.items()))
 
 
-def confusion(true: Labels, predicted: Labels, *, normalise: bool = False) -> pd.DataFrame:
+def confusion(true: Labels, predicted: Labels, *, normalize: bool = False) -> pd.DataFrame:
     """Count cells by true label and predicted label or group.
 
     Parameters
@@ -117,13 +117,13 @@ def confusion(true: Labels, predicted: Labels, *, normalise: bool = False) -> pd
         Label of each cell; cells whose label is missing are left out.
     predicted
         Predicted label, or group, of each cell.
-    normalise
+    normalize
         Divide each row by its sum: fractions of each true label's cells.
 
     Returns
     -------
     DataFrame, true labels x predicted labels, both as text in sorted order; int64 counts, or
-    float64 fractions with `normalise`. Only labels that occur on a side stand on that side.
+    float64 fractions with `normalize`. Only labels that occur on a side stand on that side.
 
     Raises
     ------
@@ -141,7 +141,7 @@ def confusion(true: Labels, predicted: Labels, *, normalise: bool = False) -> pd
     columns, column_codes = np.unique(p, return_inverse=True)
     counts = np.zeros((len(rows), len(columns)), dtype=np.int64)
     np.add.at(counts, (row_codes, column_codes), 1)
-    values = counts / counts.sum(axis=1, keepdims=True) if normalise else counts
+    values = counts / counts.sum(axis=1, keepdims=True) if normalize else counts
     return pd.DataFrame(
         values,
         index=pd.Index(rows, dtype=object, name="true"),

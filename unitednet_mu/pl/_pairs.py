@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -41,6 +42,23 @@ def find_prediction(
         f"no predicted modality {exact!r} (predictions there: {there}); "
         f"run {command('predict_modality', *arguments, key_added=key_added)} first."
     )
+
+
+def warn_of_another_model(mdata: MuData, predicted: AnnData, key_added: str) -> None:
+    """Warn of a prediction by the model that was stored before the one that is now."""
+    mark = predicted.uns.get(PREDICTED_MARK, {})
+    made_by = str(mark.get("model", ""))
+    stored = str(mdata.uns.get(key_added, {}).get("model", {}).get("sha256", ""))
+    if made_by and stored and made_by != stored:
+        sources = texts(mark["source"])
+        asked = sources[0] if len(sources) == 1 else sources
+        arguments = ("mdata", f"source={asked!r}", f"target={str(mark['target'])!r}")
+        warnings.warn(
+            "the prediction was made by a model that has been replaced since; run "
+            f"{command('predict_modality', *arguments, key_added=key_added)} anew.",
+            UserWarning,
+            stacklevel=3,
+        )
 
 
 def find_measured(mdata: MuData, measured: str | AnnData) -> AnnData:

@@ -24,6 +24,7 @@ from ._pairs import (
     intervals,
     layer_of_prediction,
     paired_values,
+    warn_of_another_model,
 )
 from ._style import (
     CATEGORIES,
@@ -114,6 +115,11 @@ def prediction(
         There is no such prediction, nothing measured to compare with, a feature, layer or column is
         unknown, no cell has both, or `ax` is given for several features.
 
+    Warns
+    -----
+    UserWarning
+        The prediction was made by a model that has been replaced since.
+
     Examples
     --------
     >>> import unitednet_mu as un
@@ -126,6 +132,7 @@ def prediction(
     """
     check_n_top(n_top)
     predicted = find_prediction(mdata, source, target, key_added)
+    warn_of_another_model(mdata, predicted, key_added)
     truth = find_measured(mdata, target if measured is None else measured)
     modelled = layer_of_prediction(predicted)
     layer = modelled if layer is None and measured is None else layer

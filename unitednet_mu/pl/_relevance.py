@@ -28,7 +28,7 @@ def relevance(
     mdata: MuData,
     *,
     n_top: int = 5,
-    groups: str | Sequence[str] | None = None,
+    group: str | Sequence[str] | None = None,
     modality: str | Sequence[str] | None = None,
     kind: Literal["dot", "heatmap"] = "dot",
     key_added: str = DEFAULT_STEM,
@@ -50,7 +50,7 @@ def relevance(
         A MuData explained by `tl.explain`.
     n_top
         Number of features of each modality to take for each group, by mean absolute relevance.
-    groups
+    group
         The group or groups to draw; all by default.
     modality
         The modality or modalities to draw; all by default.
@@ -91,7 +91,7 @@ def relevance(
     check_option("kind", kind, ("dot", "heatmap"))
     check_n_top(n_top)
     found = read_relevance(mdata, key_added=key_added)
-    names = choose(found.groups, groups, "groups")
+    names = choose(found.groups, group, "group")
     modalities = choose(list(found.modalities), modality, "modality")
     columns = [found.groups.index(name) for name in names]
     tops = [_Top(found.modalities[mod], columns, n_top) for mod in modalities]

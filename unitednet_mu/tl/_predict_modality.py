@@ -123,7 +123,7 @@ def predict_modality(
     _check_room(len(data), n_known, len(found.info.modalities[aim].features), target)
     values = found.predict(data, sources, target, transform_batch=transform_batch)
     result = _results.target_of(mdata, copy)
-    _results.write_prediction(result, keys, found, sources, target, values)
+    _results.write_prediction(result, keys, found, sources, target, values, is_stored=model is None)
     return result if copy else None
 
 
