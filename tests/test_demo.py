@@ -87,6 +87,15 @@ def test_the_demo(small: MuData, tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert {"relevance", "cross_relevance", "history"} <= set(results.uns["unitednet"])
 
 
+def test_a_file_in_place_of_the_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "taken"
+    file.write_text("something else")
+    with pytest.raises(SystemExit):
+        demo.main(["demo", "--out", str(file)])
+    assert "--out: expected a folder, found the file" in capsys.readouterr().err
+    assert file.read_text() == "something else"
+
+
 def test_a_command_is_needed(capsys: pytest.CaptureFixture[str]) -> None:
     for arguments, code, said in (([], 2, "required: command"), (["--version"], 0, un.__version__)):
         with pytest.raises(SystemExit) as left:

@@ -597,7 +597,7 @@ def test_plot_of_a_group_without_cells(cells: MuData, models: list[Model]) -> No
     un.tl.explain(cells, model=models, groupby="cell_type", cells=names, **FEW)
     ax = un.pl.stability(cells)[1]
     assert [text.get_text() for text in ax.texts] == ["no cell explained"]
-    assert ax.get_title().endswith("rank correlation undefined")
+    assert ax.get_title().endswith("rank correlation n/a")
     plt.close("all")
 
 

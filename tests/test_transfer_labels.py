@@ -421,6 +421,8 @@ def test_adaptation_keeps_calibration_and_expected_accuracy(trained: MuData, que
             r"unknown_threshold: expected a number in \[0, 1\), found 1.0",
         ),
         ({"unknown_threshold": -0.1}, ValueError, "unknown_threshold"),
+        ({"unknown_threshold": "0.5"}, ValueError, r"unknown_threshold: .*, found '0.5'"),
+        ({"novelty_threshold": None}, ValueError, "novelty_threshold: .*, found None"),
         (
             {"training": {"epochs": 3}},
             ValueError,
@@ -434,7 +436,7 @@ def test_adaptation_keeps_calibration_and_expected_accuracy(trained: MuData, que
         ({"model": "model"}, TypeError, "expected a unitednet_mu model .*, found str"),
         ({"key_added": "nothing"}, ValueError, "nothing stored under 'nothing'.*'unitednet'"),
     ],
-    ids=["one", "negative", "training", "no training", "model", "stem"],
+    ids=["one", "negative", "text", "none", "training", "no training", "model", "stem"],
 )
 def test_refusals(
     fitted: MuData,

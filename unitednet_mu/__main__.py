@@ -43,6 +43,8 @@ def main(arguments: list[str] | None = None) -> None:
     demo.add_argument("--seed", type=int, default=0, help="seed of everything random")
     demo.add_argument("--quiet", action="store_true", help="no progress bars")
     options = parser.parse_args(arguments)
+    if options.out.exists() and not options.out.is_dir():
+        demo.error(f"--out: expected a folder, found the file {str(options.out)!r}")
     with warnings.catch_warnings():
         for message in _EXPECTED_WARNINGS:
             warnings.filterwarnings("ignore", message=message)

@@ -20,6 +20,8 @@ LARGEST_DOT = 90.0
 SMALLEST_DOT = 1.5
 #: Inches between a colour scale and what is beside it.
 LEAST_GAP = 0.12
+#: Inches that a colour scale is long at most; a longer one would be as wide as a panel.
+LONGEST_SCALE = 3.0
 
 
 def draw_cells(ax: Axes, signed: NDArray[Any], limit: float) -> ScalarMappable:
@@ -90,7 +92,8 @@ def add_colour_scale(
 ) -> None:
     """Add one colour scale for all axes, `pad` of their width beside them, or `LEAST_GAP`."""
     pad = max(pad, LEAST_GAP * figure.dpi / figure.bbox.width)
-    scale = figure.colorbar(drawn, ax=list(axes), shrink=0.6, aspect=25, pad=pad)
+    shrink = min(0.6, LONGEST_SCALE * figure.dpi / figure.bbox.height)
+    scale = figure.colorbar(drawn, ax=list(axes), shrink=shrink, aspect=25, pad=pad)
     scale.set_label(label, fontsize=LABEL)
     scale.ax.tick_params(labelsize=TICK)
     scale.outline.set_visible(False)

@@ -155,7 +155,7 @@ def _pair_labels(table: pd.DataFrame) -> list[str]:
 
 def _agreement(correlation: float) -> str:
     if np.isnan(correlation):
-        return "rank correlation undefined"
+        return "rank correlation n/a"
     return f"rank correlation {correlation:z.2f}"
 
 

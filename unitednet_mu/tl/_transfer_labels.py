@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -140,11 +141,11 @@ def transfer_labels(
     check_mudata(reference, "reference")
     keys = check_key_added(query, key_added)
     seed = check_random_state(random_state)
-    if not 0 <= unknown_threshold < 1:
+    if not (isinstance(unknown_threshold, Real) and 0 <= unknown_threshold < 1):
         raise ValueError(
             f"unknown_threshold: expected a number in [0, 1), found {unknown_threshold!r}."
         )
-    if not novelty_threshold > 0:
+    if not (isinstance(novelty_threshold, Real) and novelty_threshold > 0):
         raise ValueError(
             f"novelty_threshold: expected a number above 0, found {novelty_threshold!r}. Leave it "
             "at numpy.inf to call no cell unknown for its novelty."
