@@ -74,35 +74,6 @@ def test_noisy_features_are_dropped_often_and_clean_ones_hardly_ever() -> None:
     assert _noise.choose_input_dropout(data, np.arange(300), 0) == [noisy, clean]
 
 
-def test_modalities_that_share_next_to_nothing(caplog: pytest.LogCaptureFixture) -> None:
-    rng = np.random.default_rng(2)
-    cells = np.arange(300)
-    _noise.choose_input_dropout(two_views(400, 6), cells, 0, warn=True)
-    assert not caplog.records
-    one, other = (rng.normal(size=(300, p)) for p in (40, 8))
-    third = one[:, :5] + 0.5 * rng.normal(size=(300, 5))
-    data = dataset(one=one, other=other, third=third)
-    _noise.choose_input_dropout(data, cells, 0)
-    assert not caplog.records
-    _noise.choose_input_dropout(data, cells, 0, warn=True)
-    said = [record.getMessage() for record in caplog.records]
-    assert [text.split(":")[0] for text in said] == [
-        "'one' and 'other' tell next to nothing of each other",
-        "'other' and 'third' tell next to nothing of each other",
-    ]
-
-
-def test_a_fit_says_so_once(caplog: pytest.LogCaptureFixture) -> None:
-    mdata = un.datasets.simulate_multimodal(n_obs=150, n_groups=2)
-    rng = np.random.default_rng(0)
-    for adata in mdata.mod.values():
-        adata.X = rng.normal(size=adata.shape).astype(np.float32)
-    un.tl.fit(mdata, n_groups=2, training={"max_epochs": 2}, progress=False)
-    said = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
-    assert len(said) == 1
-    assert said[0].startswith("'adt' and 'rna' tell next to nothing of each other")
-
-
 def test_the_penalty_of_some_cells_grows_with_the_root_of_their_number(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

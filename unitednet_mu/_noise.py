@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,8 +13,6 @@ from ._matrix import Source, to_dense
 
 Array = NDArray[np.float64]
 
-logger = logging.getLogger(__name__)
-
 _MAX_CELLS = 2000
 _FEWEST_CELLS = 20
 _BLOCK = 2048
@@ -25,13 +22,9 @@ _RANK = 1e-10
 _LARGEST = 0.9
 #: Where nothing can be found out: one modality only, or too few cells that have two.
 _DEFAULT = 0.5
-#: Modalities share next to nothing if neither explains this share of the other's variance.
-_LITTLE = 0.05
 
 
-def choose_input_dropout(
-    data: Dataset, cells: NDArray[np.intp], seed: int, *, warn: bool = False
-) -> list[float]:
+def choose_input_dropout(data: Dataset, cells: NDArray[np.intp], seed: int) -> list[float]:
     """Share of input features to drop in each modality.
 
     Dropping a share `p` of standardised inputs adds, in expectation, the penalty p / (1 - p) times
@@ -51,8 +44,6 @@ def choose_input_dropout(
         modalities.
     seed
         Of their draw.
-    warn
-        Whether to log modalities that tell next to nothing of each other.
 
     Returns
     -------
@@ -61,7 +52,6 @@ def choose_input_dropout(
     cells = np.random.default_rng(seed).permutation(cells)
     grams = _Grams(data)
     shares = []
-    explained: dict[tuple[str, str], float] = {}
     for m in range(len(data.sources)):
         scores = np.zeros(len(_PENALTIES))
         for other in range(len(data.sources)):
@@ -69,33 +59,11 @@ def choose_input_dropout(
             if other == m or len(both) < _FEWEST_CELLS:
                 continue
             both = both[:_MAX_CELLS]
-            found = cross_validation_scores(*grams.spectrum(m, both), grams.of(other, both))
-            if found.any():
-                pair = data.sources[m].spec.name, data.sources[other].spec.name
-                explained[pair] = 1 - float(found.min() / found[-1])  # the last is as the mean is
-            scores += found
+            scores += cross_validation_scores(*grams.spectrum(m, both), grams.of(other, both))
         n = int(data.observed[cells, m].sum())
         penalty = _PENALTIES[int(scores.argmin())] * np.sqrt(max(n / _MAX_CELLS, 1.0))
         shares.append(min(penalty / (penalty + n), _LARGEST) if scores.any() else _DEFAULT)
-    if warn:
-        _warn_of_little_in_common(explained)
     return shares
-
-
-def _warn_of_little_in_common(explained: Mapping[tuple[str, str], float]) -> None:
-    for (one, other), there in explained.items():
-        back = explained.get((other, one), 1.0)
-        if one < other and max(there, back) < _LITTLE:
-            logger.warning(
-                "%r and %r tell next to nothing of each other: linear prediction explains %.1f %% "
-                "and %.1f %% of the variance. Groups and embedding of both may be worse than of "
-                "one alone; compare, and try training={'loss_weights': {'contrastive': 0}} and "
-                "network={'input_dropout': 0.5}.",
-                one,
-                other,
-                100 * there,
-                100 * back,
-            )
 
 
 def cross_validation_scores(values: Array, vectors: Array, target: Array) -> Array:

@@ -109,9 +109,7 @@ class Trainer:
             len(self.train_cells), self.batch_size
         )
         if network.config.input_dropout is None:
-            # said once: there are no held-out cells where a network is trained once more on all
-            warn = self.ranks.first and len(self.held_out) > 0
-            shares = choose_input_dropout(data, self.train_cells, seed, warn=warn)
+            shares = choose_input_dropout(data, self.train_cells, seed)
             for encoder, share in zip(network.encoders, shares, strict=True):
                 cast("Encoder", encoder).drop.p = share
             logger.info("input dropout by modality: %s.", [round(share, 2) for share in shares])
