@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from everything import QUICK
 from mudata import MuData
 
 import unitednet_mu as un
@@ -245,13 +244,13 @@ def test_two_models_predict_side_by_side(fitted: MuData, quick: dict[str, Any]) 
     assert fitted.mod["adt_from_rna_second"].uns["unitednet_prediction"]["key"] == "second"
 
 
-def test_prediction_of_a_model_since_replaced(fitted: MuData) -> None:
+def test_prediction_of_a_model_since_replaced(fitted: MuData, quick: dict[str, Any]) -> None:
     """Drawn with a warning; one by a model of the caller's is the caller's to know."""
     drawn = {"source": "rna", "target": "adt", "n_top": 1}
     before = un.get.model(fitted)
     un.tl.predict_modality(fitted, source="rna", target="adt")
     axes = un.pl.prediction(fitted, **drawn)
-    un.tl.fit(fitted, labels_key="cell_type", random_state=9, **QUICK)
+    un.tl.fit(fitted, labels_key="cell_type", random_state=9, **quick)
     with pytest.warns(UserWarning, match="replaced since; run .*source='rna', target='adt'"):
         again = un.pl.prediction(fitted, **drawn)
     assert again[0].get_title() == axes[0].get_title()

@@ -6,7 +6,7 @@ Writes a file (.h5mu) for `accuracy.py` of each set whose repository (below) was
 R's formats are read by `rdata` (of the optional group `benchmark`).
 
 - ``--bremsc`` (github.com/tarot0410/BREMSC): ``inhouse_cite``, CITE-seq of blood; cell types by the
-  authors, from antibodies. The 2,000 most variable genes.
+  authors. The 2,000 most variable genes.
 - ``--scot`` (github.com/rsinghlab/SCOT): ``snare_mix``, SNARE-seq of four cell lines, as principal
   components of RNA and topics of chromatin; cell lines by RNA.
 - ``--scai`` (github.com/sqjin/scAI): ``a549``, sci-CAR of A549 cells 0, 1 and 3 hours after

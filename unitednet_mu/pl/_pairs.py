@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,6 +11,7 @@ from anndata import AnnData
 from mudata import MuData
 from numpy.typing import NDArray
 
+from .._compat import warn_user
 from .._keys import PREDICTED_MARK, Keys
 from .._validate import check_mudata, unknown_name
 from ..get._cross_relevance import source_names
@@ -53,11 +53,9 @@ def warn_of_another_model(mdata: MuData, predicted: AnnData, key_added: str) -> 
         sources = texts(mark["source"])
         asked = sources[0] if len(sources) == 1 else sources
         arguments = ("mdata", f"source={asked!r}", f"target={str(mark['target'])!r}")
-        warnings.warn(
+        warn_user(
             "the prediction was made by a model that has been replaced since; run "
-            f"{command('predict_modality', *arguments, key_added=key_added)} anew.",
-            UserWarning,
-            stacklevel=3,
+            f"{command('predict_modality', *arguments, key_added=key_added)} anew."
         )
 
 

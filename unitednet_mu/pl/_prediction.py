@@ -69,7 +69,8 @@ def prediction(
     the caller to choose. With `groupby`, r within groups (`metrics.pearson_within_groups`: after
     group means are taken off both sides) stands beside the overall one. The dashed line is
     equality; nine of ten measurements are expected between the dotted ones (`.var["error_q05"]`,
-    `.var["error_q95"]`; not drawn beside another layer than the model reads, of other units).
+    `.var["error_q95"]`: see `tl.predict_modality`; not drawn beside another layer than the model
+    reads, of other units).
 
     Parameters
     ----------
