@@ -201,6 +201,22 @@ def test_interval_holds_nine_of_ten_new_measurements() -> None:
     assert ((high - low) < 5 * error.std(0)).all()
 
 
+def test_intervals_hold_where_features_are_mostly_zero() -> None:
+    """The model that was trained once more predicts all zeros a little elsewhere."""
+    mdata = un.datasets.simulate_multimodal(n_obs=800, n_groups=3, noise=1.0, random_state=4)
+    values = mdata["adt"].X
+    mdata["adt"].X = np.maximum(values - np.quantile(values, 0.85, axis=0), 0)
+    seen, new = mdata[:400].copy(), mdata[400:].copy()
+    training = {"max_epochs": 30, "batch_size": 64, "validation_fraction": 0.3}
+    un.tl.fit(seen, labels_key="cell_type", training=training, device="cpu", progress=False)
+    un.tl.predict_modality(new, source="rna", target="adt", model=un.get.model(seen), device="cpu")
+    bounds = new["adt_from_rna"].var[["error_q05", "error_q95"]].to_numpy().T
+    error = new["adt"].X - new["adt_from_rna"].X
+    inside = ((error >= bounds[0]) & (error <= bounds[1])).mean(0)
+    assert inside.mean() > 0.89
+    assert (inside > 0.82).all()
+
+
 def test_next_error_falls_into_the_interval(rng: np.random.Generator) -> None:
     for n in (20, 99, 250):
         errors = rng.standard_exponential((n + 1, 4000)).astype(np.float32)

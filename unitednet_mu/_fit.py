@@ -15,7 +15,7 @@ import torch
 from ._compat import warn_user
 from ._data import Dataset
 from ._direct_path import choose_penalties, penalties_of, set_direct_paths
-from ._held_out import FEW_CELLS, calibrate, expected_accuracy
+from ._held_out import FEW_CELLS, calibrate, expected_accuracy, widen_intervals
 from ._interrupt import Interrupted
 from ._model import Model, ModelInfo
 from ._network import ModalityShape, UnitedNetwork
@@ -138,11 +138,14 @@ def _without_held_out(data: Dataset, info: ModelInfo, history: pd.DataFrame) -> 
 
 def _refitted(data: Dataset, first: Fitted, second: Fitted) -> Fitted:
     """Model trained on all cells, with what held-out cells told of the one before."""
-    held_out, model = first.model, second.model
-    model.info = replace(model.info, training=held_out.info.training)
-    model.network.temperature.copy_(held_out.network.temperature)
-    set_direct_paths(model.network, data, data.canonical, penalties_of(held_out.network))
-    model.accuracy = held_out.accuracy
+    before, model = first.model, second.model
+    model.info = replace(model.info, training=before.info.training)
+    model.network.temperature.copy_(before.network.temperature)
+    set_direct_paths(model.network, data, data.canonical, penalties_of(before.network))
+    if before.accuracy:
+        fraction = before.info.training.validation_fraction
+        _, held_out = split_cells(data, fraction, before.info.random_state)
+        model.accuracy = widen_intervals(before.accuracy, model, data.subset(held_out))
     rows = second.history
     rows = rows.assign(phase="refit " + rows["phase"], epoch=rows["epoch"] + len(first.history))
     return Fitted(model, pd.concat([first.history, rows], ignore_index=True))

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch.nn import functional as F
 
 from ._correlation import Correlation
-from ._data import Dataset
+from ._data import Dataset, ModalitySpec
 from ._keys import DEFAULT_STEM, Keys
 from ._model import Model
 
@@ -59,62 +60,96 @@ def expected_accuracy(model: Model, held_out: Dataset) -> dict[str, np.ndarray]:
     """
     logits = np.nan_to_num(model.encode(held_out).logits, nan=-np.inf)
     groups = np.where(held_out.labels >= 0, held_out.labels, logits.argmax(1))
-    predictions = [(tuple(sources), target) for sources, target in model.info.predictions()]
-    fused = {
-        sources: model.encode(held_out, modalities=sources).fused
-        for sources in dict.fromkeys(sources for sources, _ in predictions)
-    }
     return {
-        Keys(DEFAULT_STEM).predicted(sources, target): _accuracy(
-            model, held_out, groups, fused[sources], sources, target
+        name: np.vstack(
+            [_correlations(one, groups, len(model.info.groups)), _bounds(one)], dtype=np.float32
         )
-        for sources, target in predictions
+        for name, one in _predictions(model, held_out)
     }
 
 
-def _accuracy(
-    model: Model,
-    held_out: Dataset,
-    groups: np.ndarray,
-    fused: np.ndarray,
-    sources: Sequence[str],
-    target: str,
-) -> np.ndarray:
-    m = model.modality_index(target, "target")
-    spec = held_out.sources[m].spec
-    cells = np.flatnonzero(held_out.observed[:, m] & ~np.isnan(fused).any(1))
-    found = np.full((4, len(spec.features)), np.nan, np.float32)
-    if len(cells) < FEW_CELLS:
-        return found
-    r = Correlation(len(spec.features), len(model.info.groups))
-    for block, true, predicted in _compared(model, held_out, cells, fused, sources, target):
+def widen_intervals(
+    accuracy: Mapping[str, np.ndarray], model: Model, held_out: Dataset
+) -> dict[str, np.ndarray]:
+    """Return expected accuracy whose intervals hold the errors of a second model as well.
+
+    That model was trained on the held-out cells too, so that its errors there are too small, and
+    are no measure of how wide an interval has to be. But where a feature is mostly one value they
+    show by how much all of its predictions have moved.
+    """
+    widened = {name: found.copy() for name, found in accuracy.items()}
+    for name, one in _predictions(model, held_out):
+        low, high = _bounds(one)
+        widened[name][2] = np.minimum(low, accuracy[name][2])
+        widened[name][3] = np.maximum(high, accuracy[name][3])
+    return widened
+
+
+@dataclass(frozen=True)
+class _Prediction:
+    """One modality predicted from others, for held-out cells that have both sides."""
+
+    model: Model
+    held_out: Dataset
+    sources: tuple[str, ...]
+    target: str
+    fused: np.ndarray
+
+    @property
+    def m(self) -> int:
+        """Position of the target."""
+        return self.model.modality_index(self.target, "target")
+
+    @property
+    def spec(self) -> ModalitySpec:
+        """Names and kind of the target's features."""
+        return self.held_out.sources[self.m].spec
+
+    @property
+    def cells(self) -> np.ndarray:
+        """Positions of the cells; none where they are too few."""
+        cells = np.flatnonzero(self.held_out.observed[:, self.m] & ~np.isnan(self.fused).any(1))
+        return cells if len(cells) >= FEW_CELLS else cells[:0]
+
+    def compared(self, cells: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        """Yield cells, measurements, predictions; only blocks of cells are ever dense."""
+        read = [self.m, *(self.model.modality_index(one, "source") for one in self.sources)]
+        data = self.held_out.restricted(read)
+        for block, part, here in data.blocks_of(data.in_file_order(cells), _ACCURACY_CELLS):
+            predicted = self.model.decode(self.fused[block], self.target)
+            self.model.add_direct(part.subset(here), self.sources, self.target, predicted)
+            yield block, part.sources[self.m].take(here), predicted
+
+
+def _predictions(model: Model, held_out: Dataset) -> Iterator[tuple[str, _Prediction]]:
+    """Yield every modality's prediction from each other, and from all others, by its name."""
+    fused: dict[tuple[str, ...], np.ndarray] = {}
+    for names, target in model.info.predictions():
+        sources = tuple(names)
+        if sources not in fused:
+            fused[sources] = model.encode(held_out, modalities=sources).fused
+        name = Keys(DEFAULT_STEM).predicted(sources, target)
+        yield name, _Prediction(model, held_out, sources, target, fused[sources])
+
+
+def _correlations(one: _Prediction, groups: np.ndarray, n_groups: int) -> np.ndarray:
+    """Pearson r per feature over all cells and within groups, 2 x features."""
+    cells, n_features = one.cells, len(one.spec.features)
+    if not len(cells):
+        return np.full((2, n_features), np.nan)
+    r = Correlation(n_features, n_groups)
+    for block, true, predicted in one.compared(cells):
         r.add(true, predicted, groups[block])
-    found[:2] = r.overall(), r.within()
-    if spec.likelihood != "binary":
-        some = cells[np.linspace(0, len(cells) - 1, min(len(cells), _ERROR_CELLS)).astype(int)]
-        compared = _compared(model, held_out, some, fused, sources, target)
-        found[2:] = _quantiles(
-            np.concatenate([true - predicted for _, true, predicted in compared])
-        )
-    return found
+    return np.stack([r.overall(), r.within()])
 
 
-def _compared(
-    model: Model,
-    held_out: Dataset,
-    cells: np.ndarray,
-    fused: np.ndarray,
-    sources: Sequence[str],
-    target: str,
-) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Yield cells, their measurements, their predictions; only blocks of cells are ever dense."""
-    m = model.modality_index(target, "target")
-    read = [m, *(model.modality_index(source, "source") for source in sources)]
-    data = held_out.restricted(read)
-    for block, part, here in data.blocks_of(data.in_file_order(cells), _ACCURACY_CELLS):
-        predicted = model.decode(fused[block], target)
-        model.add_direct(part.subset(here), sources, target, predicted)
-        yield block, part.sources[m].take(here), predicted
+def _bounds(one: _Prediction) -> np.ndarray:
+    """Quantiles of the error per feature, measured minus predicted, 2 x features."""
+    cells = one.cells
+    if not len(cells) or one.spec.likelihood == "binary":
+        return np.full((2, len(one.spec.features)), np.nan)
+    some = cells[np.linspace(0, len(cells) - 1, min(len(cells), _ERROR_CELLS)).astype(int)]
+    return _quantiles(np.concatenate([true - found for _, true, found in one.compared(some)]))
 
 
 def _quantiles(errors: np.ndarray) -> np.ndarray:

@@ -60,10 +60,9 @@ def predict_modality(
         ``.var["expected_r"]`` and ``.var["expected_r_within_groups"]`` the Pearson r on held-out
         cells of the training data. ``.var["error_q05"]`` and ``.var["error_q95"]``, added to the
         prediction, bound an interval that nine of ten measurements fall into, over cells like the
-        held-out ones (split conformal prediction); fewer where a feature is mostly 0, unless the
-        model was trained with ``refit=False``. All four NaN where not measured. Embeddings of
-        `mdata` are copied into its ``.obsm``. ``.uns["unitednet_prediction"]`` marks it; it is
-        never trained on.
+        held-out ones (split conformal prediction, made wider where the training on all cells moved
+        the predictions). All four NaN where not measured. Embeddings of `mdata` are copied into its
+        ``.obsm``. ``.uns["unitednet_prediction"]`` marks it; it is never trained on.
     ``.uns["unitednet"]["version"]`` : str
         Version of this package; marks the stem as its own.
 
