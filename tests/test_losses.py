@@ -9,6 +9,7 @@ import pytest
 import torch
 from mudata import MuData
 from scipy.special import log_softmax, logsumexp
+from torch.nn import functional as F
 
 import unitednet_mu as un
 from unitednet_mu import _losses
@@ -65,6 +66,38 @@ def test_contrastive(rng: np.random.Generator, groups: list[int], temperature: f
     a, b = rng.normal(size=(N, D)), rng.normal(size=(N, D))
     found = _losses.contrastive_loss(as_tensor(a), as_tensor(b), torch.tensor(groups), temperature)
     assert float(found) == pytest.approx(contrastive(a, b, np.array(groups), temperature))
+
+
+@pytest.mark.parametrize("groups", [[-1] * N, [0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, -1, -1]])
+@pytest.mark.parametrize("shared", [0.0, 0.5, 0.8, 1.5, 4.0])
+def test_fitted_temperature_has_the_smallest_loss(
+    rng: np.random.Generator, groups: list[int], shared: float
+) -> None:
+    both = shared * rng.normal(size=(N, D))
+    a, b = both + rng.normal(size=(N, D)), both + rng.normal(size=(N, D))
+    tried = np.geomspace(0.1, 1, 100)
+    losses = [contrastive(a, b, np.array(groups), t) for t in tried]
+    inputs = [as_tensor(values).requires_grad_() for values in (a, b)]
+    known = torch.tensor(groups)
+    same = (known[:, None] == known[None, :]) & (known[:, None] >= 0)
+    same.fill_diagonal_(False)
+    cosines = F.normalize(inputs[0], dim=1) @ F.normalize(inputs[1], dim=1).T
+    temperature = _losses.fitted_temperature(cosines, same)
+    assert float(temperature) == pytest.approx(tried[np.argmin(losses)], rel=0.06)
+    found = _losses.contrastive_loss(*inputs, known, None)
+    fixed = _losses.contrastive_loss(*inputs, known, float(temperature))
+    torch.testing.assert_close(found, fixed)
+    for one, other in zip(
+        torch.autograd.grad(found, inputs), torch.autograd.grad(fixed, inputs), strict=True
+    ):
+        torch.testing.assert_close(one, other)
+
+
+def test_fitted_temperature_of_what_is_shared_and_of_noise() -> None:
+    """Where all is shared it is the paper's, exactly."""
+    same = torch.zeros(N, N, dtype=torch.bool)
+    assert float(_losses.fitted_temperature(torch.eye(N), same)) == pytest.approx(0.1)
+    assert float(_losses.fitted_temperature(-torch.eye(N), same)) == pytest.approx(1, rel=0.04)
 
 
 def test_contrastive_reads_directions_only(rng: np.random.Generator) -> None:

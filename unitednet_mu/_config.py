@@ -217,7 +217,8 @@ class TrainingConfig(_Config):
         ``translation``, ``contrastive``, ``cross_entropy``, ``clustering``, ``entropy``,
         ``generator``, ``discriminator``.
     temperature
-        Of the contrastive loss.
+        Of the contrastive loss. ``None``: the one, 0.1 to 1, that fits each mini-batch, so that
+        codes of modalities that share little are not made to agree on noise.
     modality_dropout
         Probability with which a cell's modality is hidden from the fused code in training, so that
         groups are identified from any subset.
@@ -258,7 +259,7 @@ class TrainingConfig(_Config):
     refit: bool | None = None
     patience: int = 20
     loss_weights: Mapping[str, float] = field(default_factory=dict)
-    temperature: float = 0.1
+    temperature: float | None = 0.1
     modality_dropout: float = 0.2
     alternate: bool = False
     start: Literal["leiden", "kmeans", "random"] = "leiden"
@@ -285,8 +286,10 @@ class TrainingConfig(_Config):
             value = getattr(self, name)
             whole = isinstance(value, Integral) and int(value) >= least
             _require(value is None or whole, name, f"None or an integer >= {least}", value)
-        for name in ("learning_rate", "gradient_clip", "temperature"):
+        for name in ("learning_rate", "gradient_clip"):
             _require(getattr(self, name) > 0, name, "a number > 0", getattr(self, name))
+        fits = self.temperature is None or self.temperature > 0
+        _require(fits, "temperature", "None or a number > 0", self.temperature)
         _require(self.weight_decay >= 0, "weight_decay", "a number >= 0", self.weight_decay)
         _require(self.patience >= 1, "patience", "an integer >= 1", self.patience)
         for name in ("validation_fraction", "modality_dropout", "warmup", "averaging"):

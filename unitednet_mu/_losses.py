@@ -12,9 +12,13 @@ from torch.nn import functional as F
 _EPS = 1e-9
 #: Target that cross-entropy leaves out.
 _UNKNOWN = -100
+#: Largest and smallest temperature of a mini-batch that is found; the smallest is the paper's.
+_TEMPERATURES = 1.0, 0.1
+#: Halvings of the logarithm of that range.
+_N_HALVINGS = 6
 
 
-def contrastive_loss(a: Tensor, b: Tensor, groups: Tensor, temperature: float) -> Tensor:
+def contrastive_loss(a: Tensor, b: Tensor, groups: Tensor, temperature: float | None) -> Tensor:
     """Codes of the same cell attract across modalities, those of cells of other groups repel.
 
     NT-Xent on cosine similarity, both directions; cells of the anchor's own group are no negatives.
@@ -25,13 +29,44 @@ def contrastive_loss(a: Tensor, b: Tensor, groups: Tensor, temperature: float) -
         Codes of two modalities of the same cells, cells x n_latent.
     groups
         Group of each cell, negative where unknown (an unknown group differs from every other).
+    temperature
+        Of the similarities; None for the one of these cells that :func:`fitted_temperature` finds.
     """
-    similarity = F.normalize(a, dim=1) @ F.normalize(b, dim=1).T / temperature
+    similarity = F.normalize(a, dim=1) @ F.normalize(b, dim=1).T
     same = (groups[:, None] == groups[None, :]) & (groups[:, None] >= 0)
     same.fill_diagonal_(False)
-    masked = similarity.masked_fill(same, -torch.inf)
+    divisor = fitted_temperature(similarity, same) if temperature is None else temperature
+    masked = (similarity / divisor).masked_fill(same, -torch.inf)
     target = torch.arange(len(a), device=a.device)
     return (F.cross_entropy(masked, target) + F.cross_entropy(masked.T, target)) / 2
+
+
+@torch.no_grad()
+def fitted_temperature(similarity: Tensor, same: Tensor) -> Tensor:
+    """Temperature, 0.1 to 1, at which the contrastive loss of these cells is smallest.
+
+    Codes of modalities that share next to nothing tell hardly which cell is which. At a low
+    temperature they would still be driven to, by whatever noise these cells have; at the fitted one
+    they are asked for no more than they can tell. The loss is convex in the temperature's inverse,
+    and its slope changes its sign where own similarities are as large as is expected.
+
+    Parameters
+    ----------
+    similarity
+        Cosine similarities of two modalities' codes, cells x cells.
+    same
+        Which pairs are no negatives.
+    """
+    own = similarity.diagonal().mean()
+    low, high = (torch.full_like(own, 1 / t) for t in _TEMPERATURES)
+    for _ in range(_N_HALVINGS):
+        inverse = (low * high).sqrt()
+        weights = ((similarity - 1) * inverse).exp().masked_fill(same, 0.0)
+        weighted = weights * similarity
+        expected = [weighted.sum(k) / weights.sum(k) for k in (0, 1)]
+        sharper = own > torch.cat(expected).mean()
+        low, high = torch.where(sharper, inverse, low), torch.where(sharper, high, inverse)
+    return 1 / high
 
 
 def cross_entropy_loss(logits: Tensor, labels: Tensor, class_weights: Tensor | None) -> Tensor:
