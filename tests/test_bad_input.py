@@ -424,6 +424,16 @@ def test_a_column_of_identifiers(paired: MuData, refused: Any, argument: str, fo
     assert "found 120 different values in 120 cells" in message
 
 
+def test_modalities_that_write_a_number_differently_agree(
+    paired: MuData, quick: dict[str, Any]
+) -> None:
+    """A column with a missing value is of floats."""
+    paired.mod["rna"].obs["kind"] = [0, 1] * 60
+    paired.mod["adt"].obs["kind"] = [np.nan, *[1, 0] * 59, 1.0]
+    un.tl.fit(paired, labels_key="kind", **quick)
+    assert un.get.model(paired).info.groups == ("0", "1")
+
+
 def test_modalities_that_disagree(paired: MuData, refused: Any) -> None:
     paired.mod["rna"].obs["kind"] = ["B", "T"] * 60
     paired.mod["adt"].obs["kind"] = ["B"] * 120

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from anndata import AnnData
 from mudata import MuData
 from scipy import sparse
 
@@ -297,6 +298,17 @@ def test_constant_features_are_counted_and_three_are_named(rng: np.random.Genera
     mdata = un.datasets.simulate_multimodal(n_obs=20, n_groups=2, random_state=0)
     named = [f"'{name}'" in message for name in mdata["rna"].var_names[:7]]
     assert named == [True, True, True, False, False, False, False]
+
+
+def test_features_that_float32_cannot_tell_apart_are_named(rng: np.random.Generator) -> None:
+    x = rng.standard_normal((40, 6))
+    x[:, 2] += 1e8
+    mdata = MuData({"a": AnnData(x)})
+    with pytest.warns(UserWarning, match=r"'a': 1 features vary by so little .* \['2'\]. Take an"):
+        describe_modality(mdata, "a", None, None, None)
+    describe_modality(MuData({"a": AnnData(x.astype(np.float32))}), "a", None, None, None)
+    x[:, 2] -= 1e8 - 100
+    describe_modality(MuData({"a": AnnData(x)}), "a", None, None, None)
 
 
 @pytest.mark.parametrize(("counts", "warned"), [(False, True), (True, False)])

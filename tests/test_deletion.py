@@ -9,7 +9,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
-from matplotlib.collections import PathCollection
+from matplotlib.collections import LineCollection, PathCollection
 from mudata import MuData
 from scipy import sparse
 from sklearn.linear_model import LogisticRegression
@@ -279,9 +279,39 @@ def test_what_is_missing_is_named(train: MuData, test: MuData) -> None:
     ):
         train.obs["one"] = "a"
         un.metrics.deletion_test(train, batch_key="one")
-    train.uns["unitednet"]["params"]["data"]["labels_key"] = ""
+    train.uns["unitednet"]["relevance"]["params"]["labels_key"] = ""
     with pytest.raises(ValueError, match="labels_key: expected the column"):
         un.metrics.deletion_test(train, held_out=test)
+
+
+@pytest.mark.filterwarnings("ignore:deletion_test. relevance was computed on the cells")
+def test_every_group_with_enough_cells_is_judged(quick: dict[str, Any]) -> None:
+    """However many splits there are: each holds out of every group its share."""
+    mdata = un.datasets.simulate_multimodal(n_obs=180, n_groups=4, random_state=2)
+    mdata.obs["few"] = mdata.obs["cell_type"].astype(str)
+    mdata.obs.loc[mdata.obs_names[:1], "few"] = "lone"  # cannot be divided
+    un.tl.fit(mdata, labels_key="few", **quick)
+    un.tl.explain(mdata, groupby="few", n_cells=5, progress=False)
+    found = un.metrics.deletion_test(mdata, n_top=3, n_repeats=15)
+    assert found["group"].unique().tolist() == [f"group{k}" for k in range(4)]
+    named = found[found["features"] == "relevance"]
+    assert (named["p"] >= 1 / 16).all()
+    with pytest.raises(ValueError, match=r"\(30% of these cells\).* Cells of each: {'lone': 1}"):
+        un.metrics.deletion_test(mdata, group="lone", n_top=3, n_repeats=2)
+
+
+@pytest.mark.filterwarnings("ignore:deletion_test. relevance was computed on the cells")
+def test_groups_are_those_of_the_explained_model(quick: dict[str, Any], train: MuData) -> None:
+    """Not those of the model that is stored, whose groups may have the same names."""
+    turned = {"group0": "group1", "group1": "group0", "group2": "group2"}
+    train.obs["turned"] = train.obs["cell_type"].astype(str).map(turned)
+    other = un.tl.fit(train, labels_key="turned", copy=True, **quick)
+    asked = {"n_top": 3, "n_repeats": 3}
+    for groupby in (None, "turned"):
+        model = un.get.model(other)
+        un.tl.explain(train, model=model, groupby=groupby, n_cells=5, progress=False)
+        expected = un.metrics.deletion_test(train, labels_key="turned", **asked)
+        pd.testing.assert_frame_equal(un.metrics.deletion_test(train, **asked), expected)
 
 
 # ------------------------------------------------------------------ plot
@@ -323,6 +353,26 @@ def test_plot_has_a_line_and_a_shade_for_each_set(table: pd.DataFrame) -> None:
             np.testing.assert_allclose(lines[label].get_ydata(), one["score"])
         filled = next(c for c in ax.collections if isinstance(c, PathCollection)).get_offsets()
         np.testing.assert_allclose(filled[:, 0], [5, 20])  # p <= 0.05
+    plt.close("all")
+
+
+def test_plot_of_one_number_of_features_has_bars(table: pd.DataFrame) -> None:
+    one = table[table["n_top"] == 5]
+    ax = un.pl.deletion(one, group="B")[0]
+    bars = [c for c in ax.collections if isinstance(c, LineCollection)]
+    drawn = sorted(tuple(bar.get_segments()[0][:, 1]) for bar in bars)
+    here = one[one["group"] == "B"]
+    expected = sorted(zip(here["low"], here["high"], strict=True))
+    np.testing.assert_allclose(drawn, expected)
+    assert len({bar.get_segments()[0][0, 0] for bar in bars}) == 3  # side by side
+    plt.close("all")
+
+
+def test_plot_of_a_table_from_a_file(table: pd.DataFrame) -> None:
+    numbered = table.assign(group=table["group"].map({"B": 0, "CD4/CD8": 1}))
+    assert [ax.get_title() for ax in un.pl.deletion(numbered)] == ["0", "1"]
+    with pytest.raises(ValueError, match="table: expected rows to draw, found none"):
+        un.pl.deletion(table[:0])
     plt.close("all")
 
 

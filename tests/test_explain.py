@@ -121,6 +121,12 @@ def test_groupby(trained: MuData) -> None:
     found = sum(block["signed"][:, 1].sum() for block in stored["modalities"].values())
     assert found == pytest.approx(expected, rel=1e-3)
     assert set(un.get.relevance(trained)["group"]) == {"group0", "group1"}
+    trained.obs["called"] = mixed.fillna("unknown")  # as `transfer_labels` writes it
+    un.tl.explain(trained, groupby="called", n_cells=400, n_background=12, progress=False)
+    again = trained.uns["unitednet"]["relevance"]
+    assert again["params"]["n_cells"].tolist() == sizes
+    for name, block in stored["modalities"].items():
+        np.testing.assert_array_equal(block["signed"], again["modalities"][name]["signed"])
 
 
 def test_named_cells_and_background(trained: MuData) -> None:
@@ -384,12 +390,14 @@ def test_binary_target_in_logits(quick: dict[str, Any]) -> None:
         ),
         (
             {"groupby": "batch"},
-            "group 'batch0' not found; available: ['group0', 'group1', 'group2']",
+            "group 'batch0' not found; available: ['group0', 'group1', 'group2', 'unknown']",
         ),
         ({"cells": ["cell0", "nobody"]}, "cells: cell 'nobody' not found"),
         ({"background": ["nobody"]}, "background: cell 'nobody' not found"),
-        ({"n_cells": 0}, "n_cells and n_background >= 1, found 0 and 50"),
-        ({"n_background": 0}, "n_cells and n_background >= 1, found 50 and 0"),
+        ({"n_cells": 0}, "n_cells: expected an integer >= 1, found 0"),
+        ({"n_cells": None}, "n_cells: expected an integer >= 1, found None"),
+        ({"n_cells": 20.0}, "n_cells: expected an integer >= 1, found 20.0"),
+        ({"n_background": 0}, "n_background: expected an integer >= 1, found 0"),
         (
             {"source": "rna", "target": "adt", "top_k": 0},
             "top_k: expected 'auto', None or an integer >= 1, found 0",

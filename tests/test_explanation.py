@@ -50,6 +50,18 @@ def test_values_and_base_add_up_to_every_groups_output(trained: MuData) -> None:
     assert np.abs(expected - found.base_values).max() > 1  # there is something to explain
 
 
+def test_groups_may_be_named_by_numbers(paired: MuData, quick: dict[str, Any]) -> None:
+    un.tl.fit(paired, n_groups=2, **quick)
+    un.tl.explain(paired, per_cell=[1], **FEW)
+    found = un.get.relevance(paired, group=1, as_explanation=True)  # type: ignore[call-overload]
+    same(found, un.get.relevance(paired, group="1", as_explanation=True))
+    assert found.values.ndim == 2 and found.output_names == "1"
+    un.tl.explain(paired, per_cell=0, **FEW)
+    assert un.get.relevance(paired, group="0", as_explanation=True).values.ndim == 2
+    with pytest.raises(ValueError, match=r"per_cell: expected names of outputs, .* found None"):
+        un.tl.explain(paired, per_cell=None, **FEW)
+
+
 def test_probabilities_add_up_too(trained: MuData) -> None:
     un.tl.explain(trained, per_cell=["group2"], output="probabilities", **FEW)
     found = un.get.relevance(trained, group="group2", as_explanation=True)

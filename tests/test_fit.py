@@ -18,6 +18,7 @@ from unitednet_mu._compat import quiet_update
 from unitednet_mu._config import TrainingConfig
 from unitednet_mu._data import Batch
 from unitednet_mu._network import UnitedNetwork
+from unitednet_mu._open import describe_modality, open_dataset
 from unitednet_mu._optimise import Optimiser, Optimisers
 from unitednet_mu._ranks import Ranks
 from unitednet_mu._setup import split_cells
@@ -961,6 +962,29 @@ def test_settings_may_be_numbers_of_numpy(paired: MuData, quick: dict[str, Any])
     un.tl.fit(paired, labels_key="cell_type", **quick)
     un.tl.integrate(paired)
     assert un.get.model(paired).info.training.loss_weights["contrastive"] == 0.5
+
+
+def test_no_label_is_held_out_whole(paired: MuData) -> None:
+    """It would be learned from no cell, and be among the groups all the same."""
+    data = open_dataset(paired, [describe_modality(paired, "rna", None, None, None)])
+    data.labels = np.zeros(len(data), np.int64)
+    data.labels[[3, 5, 7]] = 1, 2, 2
+    for seed in range(60):
+        train, held_out = split_cells(data, 0.5, seed)
+        assert {0, 1, 2} == set(data.labels[train])
+        assert len(train) + len(held_out) == len(data)
+        assert len(np.intersect1d(train, held_out)) == 0
+
+
+def test_batches_that_a_continued_model_does_not_know(quick: dict[str, Any]) -> None:
+    mdata = un.datasets.simulate_multimodal(n_obs=120, n_groups=3, n_batches=2, random_state=2)
+    un.tl.fit(mdata, labels_key="cell_type", batch_key="batch", **quick)
+    other = mdata.copy()
+    other.obs["batch"] = other.obs["batch"].cat.rename_categories({"batch1": "new"})
+    n = int((other.obs["batch"] == "new").sum())
+    with pytest.warns(UserWarning, match=rf"{n} cells are of batches .* \(\['new'\]\)"):
+        un.tl.fit(other, model=un.get.model(mdata), training=quick["training"], progress=False)
+    assert un.get.model(other).info.batches == ("batch0", "batch1")
 
 
 def test_refit_repeats_the_first_training(quick: dict[str, Any]) -> None:

@@ -51,8 +51,26 @@ def test_labels_of_cells_in_another_order_are_refused() -> None:
     assert metrics.classification_scores(labels, labels)["accuracy"] == 1
     with pytest.raises(ValueError, match=r"in another order; call \.reindex"):
         metrics.classification_scores(labels, labels[::-1])
-    others = pd.Series(list("aabb"), range(4))
-    assert metrics.clustering_scores(labels, others)["ari"] == 1
+    numbered = pd.Series(list("aabb"), range(4))
+    assert metrics.clustering_scores(labels, numbered)["ari"] == 1
+    with pytest.raises(ValueError, match=r"labels: expected the cells .* found 1 other cells"):
+        metrics.clustering_scores(labels, labels.rename({"z": "v"}))
+
+
+def test_other_columns_name_the_same_cells_too() -> None:
+    cells = list("wxyz")
+    labels, called = pd.Series(list("aabb"), cells), pd.Series(list("aaba"), cells)
+    sure = pd.Series([1, 1, 1, 0.0], cells)
+    assert metrics.calibration_error(labels, called, sure) == 0
+    assert metrics.calibration_error(labels, called, sure.tolist()) == 0
+    with pytest.raises(ValueError, match=r"confidence: .* in another order"):
+        metrics.calibration_error(labels, called, sure[::-1])
+    true = pd.DataFrame({"f": [0, 1, 10, 11.0]}, cells)
+    predicted = pd.DataFrame({"f": [1, 0, 11, 10.0]}, cells)
+    assert metrics.pearson_within_groups(true, predicted, labels).tolist() == [-1]
+    assert metrics.pearson_within_groups(true, predicted, labels.tolist()).tolist() == [-1]
+    with pytest.raises(ValueError, match=r"groups: .* in another order"):
+        metrics.pearson_within_groups(true, predicted, labels.loc[list("wyxz")])
 
 
 def test_pearson_within_groups_is_the_partial_one(matrices) -> None:

@@ -14,6 +14,7 @@ from mudata import MuData
 from scipy import sparse
 
 import unitednet_mu as un
+from unitednet_mu._validate import derived_from
 from unitednet_mu.pp import _niche
 
 FORMS = {
@@ -359,6 +360,18 @@ def test_anew_with_other_cells(tissue: MuData) -> None:
     assert list(tissue.var_names) == list(expected.var_names)
     np.testing.assert_array_equal(tissue["niche"].X, expected["niche"].X)
     assert tissue[:7].copy().shape == (7, 100)
+
+
+def test_slices_that_were_joined(tissue: MuData) -> None:
+    """Joining drops what `.uns` says of the niche; the names of its features tell it, too."""
+    un.pp.niche(tissue)
+    assert derived_from(tissue, "niche") == ["rna"] and not derived_from(tissue, "rna")
+    halves = [tissue[:60].copy(), tissue[60:].copy()]
+    both = mudata.concat(halves)
+    assert derived_from(both, "niche") == ["rna"]
+    both.obsm["spatial"] = tissue.obsm["spatial"]
+    un.pp.niche(both)
+    np.testing.assert_allclose(both["niche"].X, tissue["niche"].X, atol=1e-5)
 
 
 def test_in_place_of_a_dropped_modality(tissue: MuData) -> None:

@@ -90,7 +90,8 @@ def test_history_draws_every_term_that_was_on(mdata: md.MuData) -> None:
     assert (train.get_linestyle(), val.get_linestyle()) == ("-", "--")
     generator = axes[1].get_lines()
     assert len(generator) == 1
-    assert generator[0].get_xdata().tolist() == [2, 3, 4]  # off in the first epoch
+    x, y = generator[0].get_data()
+    assert x[np.isfinite(y)].tolist() == [2, 3, 4]  # off in the first epoch
     assert len(axes[2].get_lines()) == 1
     check_layout(axes[0])
 
@@ -103,6 +104,19 @@ def test_history_shades_phases(mdata: md.MuData) -> None:
     texts = [text.get_text() for text in ax.get_figure().legends[0].get_texts()]
     assert texts == ["training cells", "held-out cells", "warmup", "train", "adapt"]
     check_layout(ax)
+
+
+def test_history_breaks_where_another_network_begins(mdata: md.MuData) -> None:
+    """And where a term was off, as without groups at the start of both trainings."""
+    table = mdata.uns["unitednet"]["history"]
+    table["phase"] = ["warmup", "train", "refit warmup", "refit train"]
+    table["train_generator"] = [np.nan, 2.0, np.nan, 1.0]
+    reconstruction, generator = pl.history(mdata, terms=["reconstruction", "generator"])
+    x, y = reconstruction.get_lines()[0].get_data()
+    assert x.tolist() == [1, 2, 3, 3, 4]
+    np.testing.assert_array_equal(y, [4, 3, np.nan, 2, 1])
+    _, y = generator.get_lines()[0].get_data()
+    np.testing.assert_array_equal(y, [np.nan, 2, np.nan, np.nan, 1])
 
 
 def test_history_counts_rows_where_a_phase_counts_anew(mdata: md.MuData) -> None:
@@ -227,8 +241,18 @@ def test_relevance_of_a_group_without_the_modality(mdata: md.MuData, kind: str) 
     block["absolute"] = np.full_like(SIGNED_RNA, np.nan)
     rna, adt = pl.relevance(mdata, kind=kind)  # type: ignore[arg-type]
     assert ticks(rna, "y") == []
-    assert len(ticks(adt, "y")) == 2
+    assert [text.get_text() for text in rna.texts] == ["nothing stored"]
+    assert len(ticks(adt, "y")) == 2 and not adt.texts
     check_layout(rna)
+
+
+def test_relevance_without_values_has_no_scales(mdata: md.MuData) -> None:
+    for block in mdata.uns["unitednet"]["relevance"]["modalities"].values():
+        for name in ("signed", "absolute"):
+            block[name] = np.full_like(block[name], np.nan)
+    figure = pl.relevance(mdata, return_fig=True)
+    assert [text.get_text() for ax in figure.axes for text in ax.texts] == ["nothing stored"] * 2
+    assert len(figure.axes) == 2 and not figure.legends
 
 
 def test_relevance_heatmap(mdata: md.MuData) -> None:

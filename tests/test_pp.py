@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from functools import partial
 
 import mudata
 import numpy as np
@@ -172,6 +173,45 @@ def test_stored_zeros_are_no_counts() -> None:
     un.pp.atac(mdata, method="binarise")
     assert mdata["atac"].X[0, 0] == mdata["peaks"].X[0, 0] == 0
     assert mdata["atac"].X.sum() == 5
+
+
+def test_a_count_stored_in_parts_is_their_sum() -> None:
+    whole = sparse.csr_matrix(np.random.default_rng(0).poisson(1.0, (30, 20)).astype(np.float32))
+    parts = sparse.csr_matrix(
+        (np.repeat(whole.data, 2) / 2, np.repeat(whole.indices, 2), whole.indptr * 2), whole.shape
+    )
+    parts.data[:] = np.ceil(parts.data)
+    expected = sparse.csr_matrix(parts.toarray())
+    binarise = partial(un.pp.atac, method="binarise")
+    for prepare in (un.pp.rna, un.pp.atac, binarise):
+        found, right = (MuData({"rna": AnnData(x.copy())}) for x in (parts, expected))
+        for one in (found, right):
+            prepare(one, mod="rna")
+        np.testing.assert_array_equal(found["rna"].X.toarray(), right["rna"].X.toarray())
+
+
+def test_the_same_counts_dense_and_sparse_were_not_prepared(counts) -> None:
+    mdata = _mudata(rna=sparse.csr_matrix(counts))
+    mdata["rna"].layers["counts"] = mdata["rna"].X.copy()
+    expected = un.pp.rna(mdata, copy=True)
+    mdata["rna"].X = mdata["rna"].X.toarray()
+    un.pp.rna(mdata)
+    np.testing.assert_allclose(np.asarray(mdata["rna"].X), expected["rna"].X.toarray(), rtol=1e-6)
+
+
+@pytest.mark.parametrize("n_top_genes", [0, 22.0, "22", True])
+def test_numbers_of_genes_that_are_none(counts, n_top_genes) -> None:
+    with pytest.raises(ValueError, match="n_top_genes: expected a whole number from 1 to"):
+        un.pp.rna(_mudata(rna=counts), n_top_genes=n_top_genes)
+
+
+def test_more_genes_than_asked_for_are_said(caplog: pytest.LogCaptureFixture) -> None:
+    x = np.hstack([np.random.default_rng(0).poisson(0.3, (30, 10)).astype(np.float32)] * 5)
+    mdata = MuData({"rna": AnnData(x)})
+    with caplog.at_level(logging.WARNING, "unitednet_mu"):
+        un.pp.rna(mdata, n_top_genes=22)
+    assert mdata["rna"].n_vars > 22
+    assert f"{mdata['rna'].n_vars} highly variable genes where 22 were asked for" in caplog.text
 
 
 def test_continuous_changes_nothing(paired: MuData, fingerprint) -> None:
@@ -345,7 +385,11 @@ def test_values_that_are_no_counts_are_refused(
             "layer 'raw' not found; available: \\[\\]",
         ),
         (lambda m: un.pp.rna(m, target_sum=0.0), ValueError, "positive number or None, found 0.0"),
-        (lambda m: un.pp.rna(m, n_top_genes=501), ValueError, "expected 1 to 500, .* found 501"),
+        (
+            lambda m: un.pp.rna(m, n_top_genes=501),
+            ValueError,
+            "a whole number from 1 to 500, .* found 501",
+        ),
         (lambda m: un.pp.protein(m, axis=2), ValueError, "axis: expected 0 .* found 2"),
         (lambda m: un.pp.atac(m, mod="rna", method="lsi"), ValueError, "'tfidf' or 'binarise'"),
         (lambda m: un.pp.atac(m, mod="rna", scale_factor=-1), ValueError, "number, found -1"),

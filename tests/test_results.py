@@ -105,6 +105,52 @@ def test_what_another_model_left_is_dropped(
     assert stored["model"]["sha256"] == paired.uns["unitednet"]["model"]["sha256"]
 
 
+def test_what_named_groups_of_the_model_before_is_dropped(
+    fitted: MuData, quick: dict[str, Any]
+) -> None:
+    """Groups found anew have the old ones' names, in another order."""
+    un.tl.integrate(fitted)
+    un.tl.explain(fitted, n_cells=2, n_background=2, progress=False)
+    named = {"unitednet_group", "unitednet_group_confidence"}
+    assert named <= set(fitted.obs) and "unitednet_relevance_abs" in fitted["rna"].varm
+    embedding = fitted.obsm["X_unitednet"].copy()
+    un.tl.fit(fitted, n_groups=3, **quick)
+    assert not named & set(fitted.obs)
+    assert "unitednet_probabilities" not in fitted.obsm
+    assert not len(fitted["rna"].varm) and not len(fitted["adt"].varm)
+    np.testing.assert_array_equal(fitted.obsm["X_unitednet"], embedding)
+    with pytest.raises(ValueError, match="'unitednet_group' not found"):
+        un.tl.explain(fitted, groupby="unitednet_group", progress=False)
+
+
+def test_relevance_beside_features_is_of_the_last_model(
+    fitted: MuData, quick: dict[str, Any]
+) -> None:
+    other = fitted.copy()
+    other["rna"].obsm["X_two"] = np.asarray(other["rna"].X)[:, :2].copy()
+    un.tl.fit(other, labels_key="cell_type", use_rep={"rna": "X_two"}, **quick)
+    un.tl.explain(fitted, n_cells=2, n_background=2, progress=False)
+    fitted["rna"].obsm["X_two"] = other["rna"].obsm["X_two"]
+    model = un.get.model(other)
+    un.tl.explain(fitted, model=model, n_cells=2, n_background=2, progress=False)
+    assert not len(fitted["rna"].varm) and len(fitted["adt"].varm) == 2
+
+
+def test_probabilities_of_another_models_groups_are_dropped(
+    fitted: MuData, quick: dict[str, Any]
+) -> None:
+    query, other = fitted.copy(), fitted.copy()
+    other.obs["turned"] = other.obs["cell_type"].astype(str).str.replace("group", "z")
+    un.tl.fit(other, labels_key="turned", **quick)
+    un.tl.transfer_labels(query, fitted, adapt=False, progress=False)
+    un.tl.integrate(query, model=un.get.model(other))
+    assert list(un.get.probabilities(query).columns) == ["z0", "z1", "z2"]
+    un.tl.transfer_labels(query, fitted, adapt=False, progress=False)
+    assert "unitednet_probabilities" not in query.obsm
+    assert "unitednet_group" not in query.obs and "unitednet_label" in query.obs
+    assert query.uns["unitednet"]["groups"].tolist() == ["group0", "group1", "group2"]
+
+
 def test_a_model_is_known_by_its_checksum(fitted: MuData) -> None:
     keys = Keys(DEFAULT_STEM)
     for stored in ("a", "b", "c"):
@@ -188,6 +234,17 @@ def test_a_prediction_is_never_trained_on_though_its_mark_is_lost(
     assert un.get.model(both).modality_names == ["adt", "rna"]
     un.tl.predict_modality(both, source="rna", target="adt")
     assert both["adt_from_rna"].uns
+
+
+def test_a_stem_of_ones_own_can_be_used_again_where_cells_were_joined(fitted: MuData) -> None:
+    model, rows = un.get.model(fitted), np.arange(fitted.n_obs)
+    parts = [fitted[rows < 40].copy(), fitted[rows >= 40].copy()]
+    for part in parts:
+        un.tl.integrate(part, model=model, key_added="mine")
+    both = md.concat(parts)
+    assert "mine" not in both.uns and "mine_group" in both.obs
+    un.tl.integrate(both, model=model, key_added="mine")
+    assert "mine" in both.uns
 
 
 def test_a_prediction_that_was_dropped_can_be_made_again(fitted: MuData) -> None:

@@ -9,11 +9,12 @@ import random
 import sys
 import threading
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import mudata
+import numpy as np
 import pandas as pd
 from anndata import AnnData
 from mudata import MuData
@@ -132,7 +133,8 @@ def add_modality(mdata: MuData, name: str, adata: AnnData) -> None:
 
     mudata marks cells that are new by NaN in all of ``.obsm``, there being none as well: integers,
     as positions in pixels, refuse that, and columns of tables become others. All is put aside
-    meanwhile, as ``.obs`` is, whose columns change their types too.
+    meanwhile, as ``.obs`` is, whose columns change their types too. ``.varm`` has new rows for new
+    features: NaN, to which whole numbers give way, and False.
 
     Raises
     ------
@@ -146,6 +148,7 @@ def add_modality(mdata: MuData, name: str, adata: AnnData) -> None:
     for key in aside:
         del mdata.obsm[key]
     mdata.obs = obs[[]]
+    kinds = _as_floats(mdata.varm, mdata.mod)
     with quiet_update():
         mdata.mod[name] = adata
         mdata.update()
@@ -157,6 +160,25 @@ def add_modality(mdata: MuData, name: str, adata: AnnData) -> None:
     for key, value in aside.items():
         mdata.obsm[key] = value
     mdata.obs = obs
+    for key, kind in kinds.items():
+        new = np.isnan(mdata.varm[key])
+        if kind.kind == "b" or not new.any():
+            mdata.varm[key] = np.where(new, 0, mdata.varm[key]).astype(kind)
+
+
+def _as_floats(varm: Any, modalities: Container[str]) -> dict[str, np.dtype[Any]]:
+    """Make arrays of whole numbers and of bool floats, for new features to be NaN; their dtypes.
+
+    Masks under a modality's name are mudata's own.
+    """
+    kinds = {
+        key: values.dtype
+        for key, values in varm.items()
+        if key not in modalities and isinstance(values, np.ndarray) and values.dtype.kind in "iub"
+    }
+    for key in kinds:
+        varm[key] = varm[key].astype(np.float64)
+    return kinds
 
 
 def import_muon(submodule: str) -> Any:

@@ -81,7 +81,7 @@ def pearson_within_groups(true: Any, predicted: Any, groups: Labels) -> Floats:
         One is no matrix.
     ValueError
         The shapes or the number of groups' entries differ, there are fewer than two cells, or
-        tables differ in their rows or columns.
+        tables differ in their rows or columns, or `groups` names other cells than a table.
 
     Examples
     --------
@@ -90,6 +90,7 @@ def pearson_within_groups(true: Any, predicted: Any, groups: Labels) -> Floats:
     >>> un.metrics.pearson_within_groups(true, -true, ["a", "a", "b", "b"])
     array([-1.])
     """
+    check_same_cells("groups", true, groups)
     true, predicted = _matrices(true, predicted)
     codes, names = pd.factorize(np.asarray(groups, dtype=object))
     if len(codes) != true.shape[0]:
@@ -181,6 +182,35 @@ def _matrices(true: Any, predicted: Any) -> tuple[Any, Any]:
                 "call predicted.reindex_like(true), or pass their .to_numpy()."
             )
     return sides["true"], sides["predicted"]
+
+
+def check_same_cells(name: str, true: Any, other: Any) -> None:
+    """Check that two tables or columns that name their cells name the same ones in one order.
+
+    Rows that are only numbered from 0 are no names.
+
+    Raises
+    ------
+    ValueError
+        They do not.
+    """
+    named = [
+        one.index
+        for one in (true, other)
+        if isinstance(one, pd.Series | pd.DataFrame)
+        and not one.index.equals(pd.RangeIndex(len(one)))
+    ]
+    if len(named) == 2 and not named[0].equals(named[1]):
+        known = named[1].isin(named[0])
+        how = (
+            "the same cells in another order"
+            if known.all() and len(named[0]) == len(named[1])
+            else f"{int((~known).sum())} other cells"
+        )
+        raise ValueError(
+            f"{name}: expected the cells of the true values in their order, found {how}; call "
+            ".reindex(true.index) on it, or pass .to_numpy()."
+        )
 
 
 def _dense(block: Any) -> Floats:

@@ -10,14 +10,12 @@ import pandas as pd
 from mudata import MuData
 
 from ._compat import warn_user
-from ._deletion_cells import Cells, Floats, Split, splits
+from ._deletion_cells import FEWEST_CELLS, HELD_OUT, Cells, Floats, Split, splits
 from ._keys import DEFAULT_STEM, Keys
 from ._validate import check_in_memory, check_mudata, check_random_state
 from .get import cross_relevance, relevance
 from .get._slots import fit_command, record, stored, texts
 
-#: Cells of a group, and of all others, that are needed on either side.
-_FEWEST_CELLS = 10
 #: Names of the sets of features.
 NAMED, RANDOM, VARIABLE = "relevance", "random", "variable"
 #: Quantiles of scores over repeats.
@@ -59,8 +57,9 @@ def deletion_test(
     held_out
         Other cells, on which predictors are judged. They should have had no part in the model: fit
         and explain on the rest of the cells, as in the example. By default 30 % of the cells of
-        `mdata` are held out from the predictors, anew in each repeat, and a warning says that
-        relevance has seen them: scores of the named features are too good then.
+        `mdata`, of every group its share, are held out from the predictors, anew in each repeat,
+        and a warning says that relevance has seen them: scores of the named features are too good
+        then.
     source, target
         Judge cross-modal relevance; both or neither.
     group
@@ -71,10 +70,11 @@ def deletion_test(
     target_feature
         Of cross-modal relevance: the feature or features of the target to judge; all by default.
     labels_key
-        Column with the group of each cell, in both objects; by default what the model was trained
-        on. For groups found without labels ``"unitednet_group"``, for instance, which
-        `tl.integrate` writes: a group found from the features that predict it is predicted well
-        whatever these are, so compare with the other sets only.
+        Column with the group of each cell, in both objects; by default what `tl.explain` was given
+        as `groupby`, or else what the explained model was trained on. For groups found without
+        labels ``"unitednet_group"``, for instance, which `tl.integrate` writes: a group found from
+        the features that predict it is predicted well whatever these are, so compare with the other
+        sets only.
     batch_key
         Without `held_out`: column with batches, which are held out as a whole, so that what
         predicts must do so across batches.
@@ -95,9 +95,9 @@ def deletion_test(
         ``features`` (``"relevance"``, ``"random"`` or ``"variable"``), ``score`` (mean over repeats
         of the area under the ROC curve, or of R²), ``low`` and ``high`` (5 % and 95 % quantile over
         repeats) and ``p``: of the row of ``"relevance"``, (1 + number of repeats in which the
-        random set does as well or better) / (1 + `n_repeats`), NaN in the others. Groups with fewer
-        than 10 cells, or 10 others, on either side have no rows, nor have numbers of features that
-        relevance does not have.
+        random set does as well or better) / (1 + number of repeats), NaN in the others. Splits with
+        fewer than 10 cells of the group, or 10 others, on either side do not count; a group without
+        any that does has no rows, nor have numbers of features that relevance does not have.
 
     Raises
     ------
@@ -156,7 +156,7 @@ def deletion_test(
         modalities, targets = [source], target
     params = _params_of(mdata, source, target, key_added)
     _warn_if_seen(mdata, held_out, params)
-    key = labels_key or _labels_key(mdata, key_added)
+    key = labels_key or _labels_key(mdata, params, key_added)
     layers = _layers(params.get("reads") or _data_params(mdata, key_added))
     train = Cells.of(mdata, modalities, targets, key, batch_key, layers)
     test = None if held_out is None else Cells.of(held_out, modalities, targets, key, None, layers)
@@ -174,10 +174,13 @@ def deletion_test(
                 if size <= len(order):
                     found += [judged | row for row in one.compare(order[:size], size, rng)]
     if not found:
+        sides = train.sizes() if test is None else test.sizes()
+        there = {name: sides.get(name, 0) for name in dict.fromkeys(table["group"])}
+        where = f"{HELD_OUT:.0%} of these cells" if test is None else "held_out"
         raise ValueError(
-            f"expected a group with at least {_FEWEST_CELLS} cells, and as many others, to learn "
-            f"from and to judge on, and relevance for n_top={min(sizes)} features; found none "
-            f"among {list(dict.fromkeys(table['group']))}."
+            f"expected a group with at least {FEWEST_CELLS} cells, and as many others, to learn "
+            f"from and to judge on ({where}), and relevance for n_top={min(sizes)} features; found "
+            f"none. Cells of each: {there}."
         )
     return pd.DataFrame(found)
 
@@ -239,11 +242,13 @@ def _data_params(mdata: MuData, key_added: str) -> Any:
     return found.get("params", {}).get("data", {})
 
 
-def _labels_key(mdata: MuData, key_added: str) -> str:
-    key = str(_data_params(mdata, key_added).get("labels_key", ""))
+def _labels_key(mdata: MuData, params: Any, key_added: str) -> str:
+    """Column that cells were explained by, or else that the explained model was trained on."""
+    learned = params.get("labels_key", _data_params(mdata, key_added).get("labels_key", ""))
+    key = str(params.get("groupby", "") or learned)
     if not key:
         raise ValueError(
-            "labels_key: expected the column with the group of each cell, as the model stored "
+            "labels_key: expected the column with the group of each cell, as the model explained "
             f"under {key_added!r} was not trained on labels here, found None. Name it."
         )
     return key
@@ -263,26 +268,26 @@ class _Judge:
 
     def __init__(self, splits: Sequence[Split], group: str, target_feature: str | None) -> None:
         self.group, self.target_feature = group, target_feature
-        self.splits = list(splits)
         if target_feature is not None:
-            self.splits = [
+            splits = [
                 Split(one.train.within(group), one.test.within(group), one.n_random)
                 for one in splits
             ]
+        self.splits = [
+            one
+            for one in splits
+            if all(self._enough(s.answer(group, target_feature)) for s in (one.train, one.test))
+        ]
 
     @property
     def possible(self) -> bool:
-        """Whether there are enough cells on either side in every split, and something varies."""
-        return all(
-            self._enough(side.answer(self.group, self.target_feature))
-            for one in self.splits
-            for side in (one.train, one.test)
-        )
+        """Whether a split has enough cells on either side, and something varies there."""
+        return bool(self.splits)
 
     def _enough(self, answer: Floats) -> bool:
         if self.target_feature is None:
-            return bool(min(answer.sum(), (1 - answer).sum()) >= _FEWEST_CELLS)
-        return len(answer) >= _FEWEST_CELLS and bool(np.ptp(answer) > 0)
+            return bool(min(answer.sum(), (1 - answer).sum()) >= FEWEST_CELLS)
+        return len(answer) >= FEWEST_CELLS and bool(np.ptp(answer) > 0)
 
     def compare(
         self, named: Sequence[tuple[str, str]], size: int, rng: np.random.Generator

@@ -17,6 +17,8 @@ Floats = NDArray[np.float64]
 
 #: Share of cells held out where none are given.
 HELD_OUT = 0.3
+#: Cells of a group, and of all others, that are needed on either side.
+FEWEST_CELLS = 10
 
 
 @dataclass(frozen=True)
@@ -86,6 +88,20 @@ class Cells:
         sources = {name: read[name] for name in modalities}
         return cls(sources, held, names[codes[able]], batches[able])
 
+    def sizes(self) -> dict[str, int]:
+        """Return how many cells each group has."""
+        names, counts = np.unique(self.groups, return_counts=True)
+        return {str(name): int(n) for name, n in zip(names, counts, strict=True)}
+
+    @property
+    def strata(self) -> NDArray[np.intp]:
+        """Group of each cell by number; those too small to be judged are one."""
+        _, codes, counts = np.unique(self.groups, return_inverse=True, return_counts=True)
+        strata = np.where(counts[codes] < FEWEST_CELLS, len(counts), codes)
+        if (strata == len(counts)).sum() == 1:  # cannot be divided
+            strata[strata == len(counts)] = int(counts.argmax())
+        return strata.astype(np.intp)
+
 
 @dataclass(frozen=True)
 class Side:
@@ -135,14 +151,19 @@ class Split:
 def splits(
     train: Cells, test: Cells | None, n_repeats: int, seed: int, batch_key: str | None
 ) -> Iterator[Split]:
-    from sklearn.model_selection import GroupShuffleSplit, ShuffleSplit
+    """Yield splits: the one that is given, or draws of whole batches, or of every group's share."""
+    from sklearn.model_selection import GroupShuffleSplit, StratifiedShuffleSplit
 
     every = np.arange(len(train.groups))
     if test is not None:
         sides = Side(train, every), Side(test, np.arange(len(test.groups)))
         yield Split(*sides, n_repeats)
         return
-    kind = ShuffleSplit if batch_key is None else GroupShuffleSplit
-    draw = kind(n_repeats, test_size=HELD_OUT, random_state=seed)
-    for learn, judge in draw.split(every, groups=None if batch_key is None else train.batches):
+    if batch_key is None:
+        draw = StratifiedShuffleSplit(n_repeats, test_size=HELD_OUT, random_state=seed)
+        drawn = draw.split(every, train.strata)
+    else:
+        whole = GroupShuffleSplit(n_repeats, test_size=HELD_OUT, random_state=seed)
+        drawn = whole.split(every, groups=train.batches)
+    for learn, judge in drawn:
         yield Split(Side(train, learn), Side(train, judge), 1)

@@ -141,8 +141,16 @@ def _refuse_foreign(mdata: Any, keys: Keys) -> None:
     if isinstance(stored, Mapping) and "version" in stored:
         return
     taken = [f".uns[{keys.uns!r}]"] if stored is not None else []
-    # slots under our own default stem may outlive `.uns` (md.concat drops it)
-    if keys.stem != DEFAULT_STEM:
+    # slots of ours may outlive `.uns` (md.concat drops it): those of the default stem, and of
+    # another where a group stands beside its confidence
+    ours = keys.stem == DEFAULT_STEM or any(
+        {name, sure} <= set(mdata.obs)
+        for name, sure in (
+            (keys.group, keys.group_confidence),
+            (keys.label, keys.label_confidence),
+        )
+    )
+    if not ours:
         taken += [f".obs[{name!r}]" for name in keys.obs_columns() if name in mdata.obs]
         taken += [f".obsm[{name!r}]" for name in keys.obsm_keys() if name in mdata.obsm]
         for mod, adata in mdata.mod.items():

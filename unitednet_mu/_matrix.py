@@ -209,6 +209,10 @@ def _readable(matrix: Any, name: str) -> Any:
     return matrix
 
 
+#: Largest step between numbers of float32, as a share of a feature's range, that does not matter.
+_COARSE = 1e-3
+
+
 @dataclass(frozen=True)
 class Scan:
     """What one pass over a modality finds."""
@@ -216,6 +220,7 @@ class Scan:
     binary: bool
     counts: bool
     constant: np.ndarray
+    coarse: np.ndarray
 
 
 class Kind:
@@ -257,7 +262,9 @@ def scan(matrix: Any, features: pd.Index, name: str) -> Scan:
         kind.add(block)
         low = np.minimum(low, to_dense(block.min(axis=0)).ravel())
         high = np.maximum(high, to_dense(block.max(axis=0)).ravel())
-    return Scan(kind.binary and bool((high > low).any()), kind.counts, high == low)
+    step = np.finfo(np.float32).eps * np.maximum(np.abs(low), np.abs(high))
+    coarse = (high > low) & (step > _COARSE * (high - low))
+    return Scan(kind.binary and bool((high > low).any()), kind.counts, high == low, coarse)
 
 
 def kind_of(matrix: Any, features: pd.Index, name: str) -> Kind:

@@ -116,8 +116,15 @@ class Model:
 
     # ------------------------------------------------------------------ inference
 
-    def open(self, mdata: MuData) -> Dataset:
+    def open(self, mdata: MuData, modalities: Sequence[str] | None = None) -> Dataset:
         """Align `mdata` to the model by feature names; it may lack modalities.
+
+        Parameters
+        ----------
+        mdata
+            Cells.
+        modalities
+            Read these only, as if there were no others; by default all of the model's.
 
         Raises
         ------
@@ -130,7 +137,7 @@ class Model:
             A modality looks like raw counts, and those that the model was trained on did not. A
             modality is missing, and one that the model does not know has its features.
         """
-        data = open_dataset(mdata, self.info.modalities, partial=True)
+        data = open_dataset(mdata, self.info.modalities, partial=True, only=modalities)
         check_values(data)
         return data
 
@@ -222,7 +229,9 @@ class Model:
         ValueError
             An unknown modality or batch, or features are missing.
         """
-        data = mdata if isinstance(mdata, Dataset) else self.open(mdata)
+        for name in as_list(source):
+            self.modality_index(name, "source")
+        data = mdata if isinstance(mdata, Dataset) else self.open(mdata, as_list(source))
         fused = self.encode(data, modalities=as_list(source)).fused
         predicted = self.decode(fused, target, transform_batch)
         self.add_direct(data, as_list(source), target, predicted)
@@ -282,17 +291,22 @@ class Model:
         Raises
         ------
         ValueError
-            `transform_batch` is not a batch of the model, or the model has none.
+            `transform_batch` is not a batch of the model, or the model has none; the target was
+            not measured in it, so that nothing is known of how it would look there.
         """
         names = list(self.info.batches)
         if transform_batch is not None and transform_batch not in names:
             raise ValueError(unknown_name("transform_batch", transform_batch, names))
         m = self.modality_index(target, "target")
-        chosen = (
-            [names.index(transform_batch)]
-            if transform_batch is not None
-            else [i for i, measured in enumerate(self.info.batch_measured) if measured[m]]
-        )
+        chosen = [i for i, measured in enumerate(self.info.batch_measured) if measured[m]]
+        if transform_batch is not None:
+            if names.index(transform_batch) not in chosen and self.info.batch_measured:
+                raise ValueError(
+                    f"transform_batch: expected a batch in which {target!r} was measured, one of "
+                    f"{[names[i] for i in chosen]}, found {transform_batch!r}. Leave it out for "
+                    "their mean."
+                )
+            chosen = [names.index(transform_batch)]
         # measured only in cells of unknown batch: the mean over all batches
         index = torch.tensor(chosen or range(len(names)), dtype=torch.long)
         return F.one_hot(index, max(len(names), 1)).float().to(self.device)

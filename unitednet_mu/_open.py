@@ -34,7 +34,8 @@ def describe_modality(
     Warns
     -----
     UserWarning
-        Raw counts (names the `pp` function to call), or constant features.
+        Raw counts (names the `pp` function to call), constant features, or features that float32
+        cannot tell apart.
     """
     adata = mdata.mod[name]
     matrix, features = matrix_of(adata, name, layer, use_rep)
@@ -70,11 +71,23 @@ def describe_modality(
     kind: Likelihood = "binary" if found.binary else "gaussian"
     if likelihood is not None and likelihood != "auto":
         kind = likelihood
+    if matrix.dtype.itemsize > np.dtype(np.float32).itemsize and found.coarse.any():
+        warn_user(
+            f"modality {name!r}: {int(found.coarse.sum())} features vary by so little beside their "
+            "size that float32, which is trained on, does not tell their values apart, "
+            f"{_validate._some(np.asarray(features)[found.coarse], 3)}. Take an offset off first."
+        )
     names = tuple(str(f) for f in features)
     return ModalitySpec(name, names, kind, layer, use_rep, found.counts)
 
 
-def open_dataset(mdata: MuData, specs: Sequence[ModalitySpec], *, partial: bool = False) -> Dataset:
+def open_dataset(
+    mdata: MuData,
+    specs: Sequence[ModalitySpec],
+    *,
+    partial: bool = False,
+    only: Sequence[str] | None = None,
+) -> Dataset:
     """Align the modalities of `mdata` to a model's features by name.
 
     Parameters
@@ -82,6 +95,8 @@ def open_dataset(mdata: MuData, specs: Sequence[ModalitySpec], *, partial: bool 
     partial
         Whether `mdata` may lack modalities of the model entirely (they count as unobserved in every
         cell).
+    only
+        Names of the modalities to read; others count as unobserved. By default all.
 
     Raises
     ------
@@ -95,7 +110,9 @@ def open_dataset(mdata: MuData, specs: Sequence[ModalitySpec], *, partial: bool 
     """
     sources = []
     for spec in specs:
-        if spec.name in mdata.mod:
+        if only is not None and spec.name not in only:
+            sources.append(Source(spec, None, np.full(mdata.n_obs, -1, np.int64)))
+        elif spec.name in mdata.mod:
             sources.append(_open_source(mdata, spec))
         elif partial:
             _warn_if_renamed(mdata, spec, [one.name for one in specs])
@@ -107,8 +124,9 @@ def open_dataset(mdata: MuData, specs: Sequence[ModalitySpec], *, partial: bool 
     data = Dataset(mdata.obs_names, sources)
     if not data.observed.any():
         raise ValueError(
-            f"expected cells with one of the model's modalities {[s.name for s in specs]}, found "
-            f"none among {list(mdata.mod)}."
+            f"expected cells with one of the model's modalities "
+            f"{[s.name for s in specs if only is None or s.name in only]}, found none among "
+            f"{list(mdata.mod)}."
         )
     return data
 

@@ -53,7 +53,7 @@ def _store(mdata: MuData, keys: Keys, entries: Mapping[str, Any]) -> None:
 def write_fit(mdata: MuData, keys: Keys, model: Model, history: pd.DataFrame, ended: str) -> None:
     """Replace everything in ``.uns[stem]`` by a newly trained model and its history.
 
-    Probabilities by the model before are dropped, as the names of its groups are.
+    What the model before said of its groups is dropped beside it: see `_drop_groups`.
 
     `ended` says how the training ended: ``"finished"``, ``"interrupted"`` or ``"diverged"``.
     """
@@ -68,7 +68,7 @@ def write_fit(mdata: MuData, keys: Keys, model: Model, history: pd.DataFrame, en
         "random_state": info.random_state,
     }
     with writing(mdata):
-        mdata.obsm.pop(keys.probabilities, None)
+        _drop_groups(mdata, keys)
         mdata.uns[keys.uns] = {
             "version": __version__,
             "params": {
@@ -84,6 +84,22 @@ def write_fit(mdata: MuData, keys: Keys, model: Model, history: pd.DataFrame, en
             ),
             "model": model.to_dict(),
         }
+
+
+def _drop_groups(mdata: MuData, keys: Keys) -> None:
+    """Drop what names groups of a model before: another's may have the same names ("0", "1")."""
+    for column in (keys.group, keys.group_confidence):
+        if column in mdata.obs:
+            del mdata.obs[column]
+    mdata.obsm.pop(keys.probabilities, None)
+    for adata in mdata.mod.values():
+        _drop_relevance(adata, keys)
+
+
+def _drop_relevance(adata: AnnData, keys: Keys) -> None:
+    for slot in (keys.relevance, keys.relevance_abs):
+        if slot in adata.varm:
+            del adata.varm[slot]
 
 
 def _plain(config: Any) -> dict[str, Any]:
@@ -170,6 +186,7 @@ def write_prediction(
         "source": np.asarray(source, dtype=str),
         "target": target,
         "layer": spec.layer or "",
+        "use_rep": spec.use_rep or "",
         "key": keys.stem,
         "model": checksum(mdata, keys) if is_stored else "",
     }
@@ -194,7 +211,7 @@ def write_labels(
 ) -> None:
     """Write transferred labels, confidence, novelty, probabilities, and the model that gave them.
 
-    What another model has left in ``.uns[stem]`` is dropped, and its groups' probabilities.
+    What another model has left in ``.uns[stem]`` is dropped, and what it said of its groups.
     """
     names = np.asarray(model.info.groups, dtype=str)
     label, confidence = call_groups(probabilities, names, unknown)
@@ -212,9 +229,12 @@ def write_labels(
         query.obs[keys.label_confidence] = confidence
         query.obs[keys.label_novelty] = novelty
         query.obsm[keys.label_probabilities] = probabilities
+        there = read(query, keys).get("groups", names)  # `integrate(model=)` writes another's
         if not _is_stored(query, keys, entries["model"]):
             query.uns.pop(keys.uns, None)
-            query.obsm.pop(keys.probabilities, None)
+            _drop_groups(query, keys)
+        elif not np.array_equal(there, names):
+            _drop_groups(query, keys)
         _store(query, keys, entries)
 
 
@@ -260,6 +280,8 @@ def write_relevance(
     """
     modalities: dict[str, Any] = {}
     with writing(mdata):
+        for adata in mdata.mod.values():
+            _drop_relevance(adata, keys)
         for m, spec in enumerate(model.info.modalities):
             block = {name: matrices[m].astype(np.float32) for name, matrices in values.items()}
             modalities[spec.name] = {"features": np.asarray(spec.features, dtype=str), **block}
@@ -270,12 +292,17 @@ def write_relevance(
         groups = np.asarray(model.info.groups, dtype=str)
         entry: dict[str, Any] = {
             "groups": groups,
-            "params": {**params, "reads": _reads(model)},
+            "params": {**params, **_explained(model)},
             "modalities": modalities,
         }
         if per_cell:
             entry["per_cell"] = dict(per_cell)
         _store(mdata, keys, {"relevance": entry, "version": _version()})
+
+
+def _explained(model: Model) -> dict[str, Any]:
+    """Return what the explained model reads, and which labels it learned."""
+    return {"reads": _reads(model), "labels_key": model.info.labels_key or ""}
 
 
 def _reads(model: Model) -> dict[str, np.ndarray]:
@@ -318,7 +345,7 @@ def write_cross_relevance(
         "target": target,
         "source_features": np.asarray(specs[source].features, dtype=str),
         "target_features": np.asarray(specs[target].features, dtype=str),
-        "params": {**params, "reads": _reads(model)},
+        "params": {**params, **_explained(model)},
         **{name: _by_group(matrices) for name, matrices in values.items()},
     }
     if per_cell:

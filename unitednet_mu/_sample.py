@@ -46,7 +46,7 @@ def choose_sample(
     n_cells
         Largest number of cells per group.
     n_background
-        Number of background cells (of each such set).
+        Largest number of background cells (of each such set), evenly over groups.
     cells, background
         Names instead.
     seed
@@ -57,10 +57,6 @@ def choose_sample(
     ValueError
         Unknown names, or nothing to draw from.
     """
-    if n_cells < 1 or n_background < 1:
-        raise ValueError(
-            f"expected n_cells and n_background >= 1, found {n_cells} and {n_background}."
-        )
     rng = np.random.default_rng(seed)
     has = data.observed[:, list(modalities)]
     order = data.canonical

@@ -45,7 +45,8 @@ def set_statistics(network: UnitedNetwork, data: Dataset, cells: np.ndarray) -> 
 def split_cells(data: Dataset, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Split the cells for training and held out, evenly over labels, batches and modalities.
 
-    The split depends on the names of the cells, not on their order.
+    No label is held out whole: one cell at least trains. The split depends on the names of the
+    cells, not on their order.
     """
     cells = data.canonical
     n_held = round(fraction * len(cells))
@@ -58,6 +59,9 @@ def split_cells(data: Dataset, fraction: float, seed: int) -> tuple[np.ndarray, 
     order = np.lexsort((rng.random(len(cells)), stratum))
     held = np.zeros(len(cells), bool)
     held[order[((np.arange(n_held) + rng.random()) / n_held * len(cells)).astype(int)]] = True
+    labels = data.labels[cells]
+    for label in np.setdiff1d(labels[held], [-1, *labels[~held]]):
+        held[np.argmax(labels == label)] = False
     return cells[~held], cells[held]
 
 

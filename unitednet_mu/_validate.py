@@ -126,11 +126,22 @@ def is_predicted(name: str, adata: AnnData) -> bool:
     return "_from_" in name and all(str(one).startswith(f"{name}:") for one in adata.var_names)
 
 
-def derived_from(adata: AnnData) -> list[str]:
-    """Names of the modalities that this one was computed from; empty where it was measured."""
+def derived_from(mdata: MuData, name: str) -> list[str]:
+    """Names of the modalities that one was computed from; empty where it was measured.
+
+    ``mudata.concat`` drops the mark in ``.uns``; the names of the features tell it, too.
+    """
+    adata = mdata.mod[name]
     mark = adata.uns.get(DERIVED_MARK)
-    sources = mark.get("source", []) if isinstance(mark, Mapping) else []
-    return [str(name) for name in np.atleast_1d(sources)]
+    if isinstance(mark, Mapping):
+        return [str(source) for source in np.atleast_1d(mark.get("source", []))]
+    start = f"{name}:"
+    if is_predicted(name, adata) or not all(str(one).startswith(start) for one in adata.var_names):
+        return []
+    plain = [str(one).removeprefix(start) for one in adata.var_names]
+    return [
+        other for other, a in mdata.mod.items() if other != name and set(plain) <= set(a.var_names)
+    ]
 
 
 def measured_modalities(mdata: MuData) -> list[str]:
@@ -202,7 +213,7 @@ def obs_column(mdata: MuData, key: str, argument: str) -> pd.Series:
     merged = found[0].astype(object)
     for other in (column.astype(object) for column in found[1:]):
         both = merged.notna() & other.notna()
-        if bool((merged[both].astype(str) != other[both].astype(str)).any()):
+        if bool((merged[both].map(level_name) != other[both].map(level_name)).any()):
             raise ValueError(
                 f"{argument}: modalities disagree on {key!r} for some cells. Put one column into "
                 "mdata.obs."

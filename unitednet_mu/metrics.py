@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from ._correlation import (
     Labels,
+    check_same_cells,
     pearson_per_feature,
     pearson_within_groups,
     r2_per_feature,
@@ -232,6 +233,7 @@ def calibration_error(
     """
     if n_bins < 1:
         raise ValueError(f"n_bins: expected 1 or more, found {n_bins}.")
+    check_same_cells("confidence", true, confidence)
     known = np.asarray(pd.notna(np.asarray(true, dtype=object)))
     p = np.asarray(confidence, dtype=np.float64)
     if p.shape != known.shape:
@@ -247,13 +249,7 @@ def calibration_error(
 
 def _labels(true: Labels, other: Labels) -> tuple[NDArray[np.str_], NDArray[np.str_]]:
     """Both sides as text, without the cells whose true label is missing."""
-    if isinstance(true, pd.Series) and isinstance(other, pd.Series):
-        same = true.index.isin(other.index).all() and other.index.isin(true.index).all()
-        if same and not true.index.equals(other.index):
-            raise ValueError(
-                "labels: both have the same cells, but in another order; call "
-                ".reindex(true.index) on the other one."
-            )
+    check_same_cells("labels", true, other)
     t, o = np.asarray(true, dtype=object), np.asarray(other, dtype=object)
     if t.ndim != 1 or t.shape != o.shape:
         raise ValueError(

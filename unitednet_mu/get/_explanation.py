@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -85,7 +85,7 @@ def build_explanation(
     ]
     values = np.concatenate([part[0] for part in parts], axis=1)
     base = np.reshape(stored["base_values"], (len(cells), len(outputs)))[wanted][:, chosen]
-    single = isinstance(output, str)
+    single = output is not None and (isinstance(output, str) or not isinstance(output, Iterable))
     from shap import Explanation  # here, so that tables never import shap
 
     return Explanation(
@@ -94,7 +94,7 @@ def build_explanation(
         data=np.concatenate([part[1] for part in parts], axis=1),
         instance_names=list(cells[wanted]),
         feature_names=_distinct(features),
-        output_names=output if single else [outputs[k] for k in chosen],
+        output_names=str(output) if single else [outputs[k] for k in chosen],
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
@@ -22,6 +22,8 @@ _SETS = {
     RANDOM: ("random", "#555555", ":", "^"),
 }
 _N_COLUMNS = 4
+#: Where each set stands beside the number of features, where there is only one.
+_BESIDE = (0.94, 1.0, 1 / 0.94)
 #: What is drawn as significant.
 _SMALL = 0.05
 
@@ -37,7 +39,8 @@ def deletion(
 ) -> list[Axes] | Figure | None:
     """Held-out score against the number of features kept, one panel a group or target feature.
 
-    Lines are means over repeats, shades the 5 % to 95 % quantiles. A filled marker on the line of
+    Lines are means over repeats, shades the 5 % to 95 % quantiles (bars where there is only one
+    number of features). A filled marker on the line of
     the largest relevance: at most one in twenty random sets does as well (``p`` <= 0.05).
 
     Parameters
@@ -85,12 +88,14 @@ def deletion(
             f"table: expected what unitednet_mu.metrics.deletion_test returns, with columns "
             f"{expected}, found none called {missing[0]!r}."
         )
+    if not len(table):
+        raise ValueError("table: expected rows to draw, found none.")
     by = ["group"]
-    kept = table[table["group"].isin(choose(_names(table, "group"), group, "group"))]
+    kept = table[table["group"].astype(str).isin(choose(_names(table, "group"), group, "group"))]
     if "target_feature" in table:
         by.append("target_feature")
         wanted = choose(_names(table, "target_feature"), target_feature, "target_feature")
-        kept = kept[kept["target_feature"].isin(wanted)]
+        kept = kept[kept["target_feature"].astype(str).isin(wanted)]
     elif target_feature is not None:
         raise ValueError("target_feature: expected None, as the table is of groups.")
     parts = list(kept.groupby(by, sort=False))
@@ -132,12 +137,16 @@ def _names(table: pd.DataFrame, column: str) -> list[str]:
 
 
 def _draw(ax: Axes, rows: pd.DataFrame) -> None:
-    for name, (label, colour, line, marker) in _SETS.items():
+    sizes = sorted(rows["n_top"].unique())
+    for (name, (label, colour, line, marker)), beside in zip(_SETS.items(), _BESIDE, strict=True):
         one = rows[rows["features"] == name].sort_values("n_top")
         ax.plot(one["n_top"], one["score"], color=colour, linestyle=line, label=label, zorder=2)
-        ax.fill_between(
-            one["n_top"], one["low"], one["high"], color=colour, alpha=0.15, linewidth=0, zorder=1
-        )
+        if len(sizes) == 1:
+            one = one.assign(n_top=one["n_top"] * beside)
+            ax.vlines(one["n_top"], one["low"], one["high"], color=colour, alpha=0.6, zorder=1)
+        else:
+            shade: dict[str, Any] = {"color": colour, "alpha": 0.15, "linewidth": 0, "zorder": 1}
+            ax.fill_between(one["n_top"], one["low"], one["high"], **shade)
         better = (one["p"] <= _SMALL).to_numpy()
         for filled, chosen in ((True, better), (False, ~better)):
             ax.scatter(
@@ -150,8 +159,9 @@ def _draw(ax: Axes, rows: pd.DataFrame) -> None:
                 linewidths=1.0,
                 zorder=3,
             )
-    sizes = sorted(rows["n_top"].unique())
     ax.set_xscale("log")
+    if len(sizes) == 1:
+        ax.set_xlim(sizes[0] * 0.7, sizes[0] / 0.7)
     ax.set_xticks(sizes, [str(size) for size in sizes])
     ax.minorticks_off()
     ax.tick_params(labelsize=TICK)

@@ -122,18 +122,24 @@ def _draw_term(ax: Axes, epochs: np.ndarray[Any, Any], table: pd.DataFrame, term
         column = f"{prefix}_{term}"
         if column not in table or table[column].isna().all():
             continue
-        known = table[column].notna().to_numpy()
-        values = table[column].to_numpy(dtype=float)[known]
-        marker = "o" if len(values) == 1 else None
-        ax.plot(
-            epochs[known], values, label=name, linewidth=1.2, marker=marker, markersize=3, **look
-        )
+        values = table[column].to_numpy(dtype=float)
+        marker = "o" if np.isfinite(values).sum() == 1 else None
+        x, y = _parted(epochs, values, table["phase"].astype(str).str.startswith("refit"))
+        ax.plot(x, y, label=name, linewidth=1.2, marker=marker, markersize=3, **look)
     ax.set_title(term.replace("_", " "), fontsize=TITLE)
     ax.set_xlabel("epoch", fontsize=LABEL)
     ax.tick_params(labelsize=TICK)
     ax.set_xlim(epochs[0] - 0.5, epochs[-1] + 0.5)
     ax.locator_params(axis="x", integer=True, nbins=5)
     ax.spines[["top", "right"]].set_visible(False)
+
+
+def _parted(
+    epochs: np.ndarray[Any, Any], values: np.ndarray[Any, Any], refit: pd.Series
+) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    """Return a curve that breaks where another network begins, and where nothing was computed."""
+    begins = np.flatnonzero(np.diff(refit.to_numpy(dtype=int)) > 0) + 1
+    return np.insert(epochs, begins, epochs[begins]), np.insert(values, begins, np.nan)
 
 
 def _shade_phases(ax: Axes, epochs: np.ndarray[Any, Any], table: pd.DataFrame) -> None:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from .._compat import warn_user
 from .._keys import PREDICTED_MARK, Keys
+from .._matrix import matrix_of
 from .._validate import check_mudata, unknown_name
 from ..get._cross_relevance import source_names
 from ..get._slots import choose, command, texts
@@ -59,19 +60,28 @@ def warn_of_another_model(mdata: MuData, predicted: AnnData, key_added: str) -> 
         )
 
 
-def find_measured(mdata: MuData, measured: str | AnnData) -> AnnData:
-    """Return the measured values, of a modality or as handed in."""
+def find_measured(mdata: MuData, measured: str | AnnData, use_rep: str | None) -> AnnData:
+    """Return the measured values, of a modality or as handed in.
+
+    Of a modality those in the ``.obsm`` matrix `use_rep`, where that is given.
+    """
     if isinstance(measured, AnnData):
         return measured
     if measured not in mdata.mod:
         todo = "Name a modality with measured=, or hand in an AnnData."
         raise ValueError(unknown_name("measured modality", measured, mdata.mod, todo))
-    return mdata.mod[measured]
+    adata = mdata.mod[measured]
+    if use_rep is None:
+        return adata
+    matrix, features = matrix_of(adata, measured, None, use_rep)
+    names = {"obs": pd.DataFrame(index=adata.obs_names), "var": pd.DataFrame(index=features)}
+    return AnnData(matrix, **names)
 
 
-def layer_of_prediction(predicted: AnnData) -> str | None:
-    """Return the layer that the model reads of the target; None for `X`."""
-    return str(predicted.uns.get(PREDICTED_MARK, {}).get("layer", "")) or None
+def read_of_prediction(predicted: AnnData) -> tuple[str | None, str | None]:
+    """Return the layer and the ``.obsm`` matrix that the model reads of the target; else None."""
+    mark = predicted.uns.get(PREDICTED_MARK, {})
+    return str(mark.get("layer", "")) or None, str(mark.get("use_rep", "")) or None
 
 
 def _plain_names(predicted: AnnData) -> list[str]:

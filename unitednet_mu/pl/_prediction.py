@@ -22,8 +22,8 @@ from ._pairs import (
     find_measured,
     find_prediction,
     intervals,
-    layer_of_prediction,
     paired_values,
+    read_of_prediction,
     warn_of_another_model,
 )
 from ._style import (
@@ -134,9 +134,12 @@ def prediction(
     check_n_top(n_top)
     predicted = find_prediction(mdata, source, target, key_added)
     warn_of_another_model(mdata, predicted, key_added)
-    truth = find_measured(mdata, target if measured is None else measured)
-    modelled = layer_of_prediction(predicted)
-    layer = modelled if layer is None and measured is None else layer
+    modelled, use_rep = read_of_prediction(predicted)
+    here = layer is None and measured is None
+    truth = find_measured(
+        mdata, target if measured is None else measured, use_rep if here else None
+    )
+    layer = modelled if here else layer
     chosen = choose_features(predicted, truth, features, n_top)
     x, y = paired_values(predicted, truth, chosen, layer)
     groups = None if groupby is None else text_column(mdata, groupby, "groupby").reindex(x.index)

@@ -13,7 +13,17 @@ from .._keys import DEFAULT_STEM
 from ..get._relevance import ModalityRelevance, read_relevance
 from ..get._slots import check_n_top, choose
 from ._matrix import above_title, add_colour_scale, add_dot_scale, draw_cells, draw_dots
-from ._style import TITLE, check_option, finish, literals, name_ticks, panels, room, symmetric_limit
+from ._style import (
+    TICK,
+    TITLE,
+    check_option,
+    finish,
+    literals,
+    name_ticks,
+    panels,
+    room,
+    symmetric_limit,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -146,6 +156,11 @@ def _draw(
         for start in top.starts:
             axis.axhline(start - 0.5, color="#999999", linewidth=0.5)
         axis.set_title(name, fontsize=TITLE, fontweight="bold")
+        if not top.features and kind == "dot":
+            told: dict[str, Any] = {"ha": "center", "va": "center", "transform": axis.transAxes}
+            axis.text(0.5, 0.5, "nothing stored", fontsize=TICK, **told)
+    if not n_rows:
+        return axes  # no values, so no scales
     add_colour_scale(figure, axes, drawn, "mean relevance")
     if kind == "dot" and ax is None:
         add_dot_scale(figure, largest, loc="outside lower center")

@@ -11,6 +11,7 @@ from mudata import MuData
 from scipy import sparse
 
 from .._compat import add_modality, copied, is_sparse, make_real, quiet_update, undo_on_error
+from .._matrix import summed
 from .._validate import check_in_memory, check_modalities, check_mudata, unknown_name
 
 COUNTS = "counts"
@@ -75,7 +76,7 @@ def as_float(values: Any) -> Any:
     """Return a float32 copy, sparse where `values` is sparse, without stored zeros."""
     if not is_sparse(values):
         return np.array(values, dtype=np.float32)
-    result = values.astype(np.float32, copy=True)
+    result = summed(values).astype(np.float32, copy=True)
     result.eliminate_zeros()
     return result
 
@@ -174,8 +175,9 @@ def _first_not_finite(values: Any) -> tuple[int, int]:
 def _same(left: Any, right: Any) -> bool:
     if left is right:
         return True
-    if is_sparse(left) and is_sparse(right):
-        return bool((left != right).nnz == 0)
-    if is_sparse(left) or is_sparse(right):
+    if left.shape != right.shape:
         return False
+    if is_sparse(left) or is_sparse(right):
+        unequal: Any = sparse.csr_matrix(left) != sparse.csr_matrix(right)
+        return bool(unequal.nnz == 0)
     return bool(np.array_equal(left, right))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
+from numbers import Integral
 
 import numpy as np
 from anndata import AnnData
@@ -45,7 +46,8 @@ def rna(
         Counts per cell after normalisation; None takes the median over cells, which makes the
         values depend on which cells are there.
     n_top_genes
-        Keep only this many highly variable genes; all by default.
+        Keep only this many highly variable genes (a few more or fewer, which is said, where some
+        vary alike or not at all); all by default.
     copy
         Return a changed copy and leave `mdata` as it is.
 
@@ -110,10 +112,11 @@ def _check_settings(
 ) -> None:
     if target_sum is not None and not (np.isfinite(target_sum) and target_sum > 0):
         raise ValueError(f"target_sum: expected a positive number or None, found {target_sum!r}.")
-    if n_top_genes is not None and not 1 <= n_top_genes <= n_vars:
+    whole = isinstance(n_top_genes, Integral) and not isinstance(n_top_genes, bool)
+    if n_top_genes is not None and not (whole and 1 <= n_top_genes <= n_vars):
         raise ValueError(
-            f"n_top_genes: expected 1 to {n_vars}, the number of genes in {mod!r}, found "
-            f"{n_top_genes!r}."
+            f"n_top_genes: expected a whole number from 1 to {n_vars}, the number of genes in "
+            f"{mod!r}, found {n_top_genes!r}."
         )
 
 
@@ -135,4 +138,13 @@ def _normalise(
         table = sc.pp.highly_variable_genes(work, n_top_genes=n_top_genes, inplace=False)
     names = ("highly_variable", "means", "dispersions", "dispersions_norm")
     columns = {name: table[name].to_numpy() for name in names}
+    n_kept = int(columns["highly_variable"].sum())
+    if n_kept != n_top_genes:
+        logger.warning(
+            "modality %r: %d highly variable genes where %d were asked for, as some vary alike or "
+            "not at all.",
+            mod,
+            n_kept,
+            n_top_genes,
+        )
     return columns, columns["highly_variable"].astype(bool)

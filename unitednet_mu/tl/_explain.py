@@ -11,7 +11,7 @@ from mudata import MuData
 
 from .. import _results
 from .._data import Dataset
-from .._keys import DEFAULT_STEM, check_key_added
+from .._keys import DEFAULT_STEM, UNKNOWN, check_key_added
 from .._model import Model
 from .._sample import choose_sample, warn_of_one_group
 from .._validate import as_names, check_mudata, check_random_state, obs_column, unknown_name
@@ -74,13 +74,15 @@ def explain(
     source, target
         Explain the prediction of `target` from `source`; both or neither.
     groupby
-        Column with the group of each cell (names as in the model); by default the group that the
-        head identifies. Relevance of a group is averaged over that group's own cells only.
+        Column with the group of each cell (names as in the model, or "unknown" for none); by
+        default the group that the head identifies. Relevance of a group is averaged over that
+        group's own cells only.
     n_cells
         Largest number of cells explained per group, drawn at random.
     n_background
-        Number of background cells, drawn evenly over groups from those that have all explained
-        modalities (where there are none, for each largest set of modalities that a cell has).
+        Largest number of background cells, drawn evenly over groups (a small group gives all that
+        it has) from those that have all explained modalities (where there are none, for each
+        largest set of modalities that a cell has).
     cells, background
         Names of the cells to explain, and of the background, instead of drawing them.
     output
@@ -253,7 +255,12 @@ def explain(
     keys = check_key_added(mdata, key_added)
     seed = check_random_state(random_state)
     _check_choice(source, target, output, top_k, transform_batch)
-    _check_whole("n_top_stable", n_top_stable)
+    for name, number in (
+        ("n_cells", n_cells),
+        ("n_background", n_background),
+        ("n_top_stable", n_top_stable),
+    ):
+        _check_whole(name, number)
     if n_repeats != 0:
         _check_whole("n_repeats", n_repeats, "0 or ")
     _check_whole("n_samples", n_samples)
@@ -387,6 +394,7 @@ def _groups(mdata: MuData, data: Dataset, model: Model, groupby: str | None) -> 
         return called_groups(model, data)
     codes, names = as_names(obs_column(mdata, groupby, "groupby"))
     known = {name: index for index, name in enumerate(model.info.groups)}
+    known.setdefault(UNKNOWN, -1)  # what `transfer_labels` says of a cell without a group
     unknown = [name for name in names if name not in known]
     if unknown:
         raise ValueError(unknown_name(f"groupby={groupby!r}: group", unknown[0], known))

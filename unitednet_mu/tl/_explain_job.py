@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -59,13 +59,15 @@ class Job:
         names: Sequence[str] = self.model.info.groups
         if target is not None:
             names = self._features(target)
-        if isinstance(per_cell, bool):
+        if isinstance(per_cell, bool | np.bool_):
             kept = list(range(len(names))) if per_cell else []
         else:
-            asked = [per_cell] if isinstance(per_cell, str) else list(per_cell)
-            if not asked:
+            single = isinstance(per_cell, str) or not isinstance(per_cell, Iterable)
+            asked = [str(name) for name in ([per_cell] if single else per_cell)]
+            if not asked or per_cell is None:
+                found = "an empty list" if per_cell is not None else "None"
                 raise ValueError(
-                    "per_cell: expected names of outputs, True or False, found an empty list."
+                    f"per_cell: expected names of outputs, True or False, found {found}."
                 )
             what = "per_cell: group" if target is None else f"per_cell: feature of {target!r}"
             position = {name: k for k, name in enumerate(names)}

@@ -156,10 +156,11 @@ def fit(
     ``.uns["unitednet"]["model"]`` : dict
         The trained model (safetensors bytes, JSON and checksum), read by `get.model`.
     ``.uns["unitednet"]["version"]`` : str
-        Version of this package. What a model before left in ``.uns`` under this stem is replaced;
-        its group probabilities are dropped, as the names of its groups are. Its columns in
-        ``.obs``, embeddings, ``.varm`` and predicted modalities stay until they are written again:
-        take another `key_added`, or run the other functions anew.
+        Version of this package. What a model before left in ``.uns`` under this stem is replaced.
+        What it said of its groups, whose names may be the new ones', is dropped: their columns in
+        ``.obs``, probabilities, and relevance in ``.varm``. Its embeddings and predicted modalities
+        stay until they are written again: take another `key_added`, or run the other functions
+        anew.
 
     Raises
     ------

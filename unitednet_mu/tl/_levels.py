@@ -14,6 +14,7 @@ from .._data import Dataset
 from .._keys import Keys
 from .._model import ModelInfo
 from .._validate import (
+    _some,
     as_names,
     check_labels,
     check_shared,
@@ -81,7 +82,13 @@ def with_labels(
 def with_batches(
     mdata: MuData, data: Dataset, info: ModelInfo, batch_key: str | None, *, fixed: bool
 ) -> ModelInfo:
-    """Read the batches into `data`; batches that a model does not know count as unknown."""
+    """Read the batches into `data`; batches that a model does not know count as unknown.
+
+    Warns
+    -----
+    UserWarning
+        There are such batches.
+    """
     if batch_key is None:
         return info
     if fixed and info.batch_key is None:
@@ -95,6 +102,14 @@ def with_batches(
         check_shared(codes, names, "batch_key", batch_key)
     batches = info.batches or tuple(names)
     data.batches = _positions(codes, names, batches)
+    unknown = [str(name) for name in names if name not in batches]
+    if unknown:
+        n_cells = int(((data.batches < 0) & (codes >= 0)).sum())
+        warn_user(
+            f"batch_key={batch_key!r}: {n_cells} cells are of batches that the model does not know "
+            f"({_some(unknown, 3)}) and count as of an even mixture of those it does, "
+            f"{_some(list(batches), 3)}. Fit anew to tell them apart."
+        )
     return dataclasses.replace(info, batch_key=batch_key, batches=batches)
 
 

@@ -112,14 +112,8 @@ def predict_modality(
         raise ValueError(
             f"modality {name!r} would overwrite .obsm[{name!r}]. Rename that, or use key_added."
         )
-    data = found.open(mdata)
-    used = [found.modality_index(s, "source") for s in sources]
-    if not data.observed[:, used].any():
-        raise ValueError(
-            f"source: expected cells with {sources}, found none; modalities here: "
-            f"{list(mdata.mod)}."
-        )
-    n_known = int(data.observed[:, used].any(1).sum())
+    data = found.open(mdata, sources)
+    n_known = int(data.observed.any(1).sum())
     _check_room(len(data), n_known, len(found.info.modalities[aim].features), target)
     values = found.predict(data, sources, target, transform_batch=transform_batch)
     result = _results.target_of(mdata, copy)
