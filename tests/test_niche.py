@@ -365,10 +365,10 @@ def test_anew_with_other_cells(tissue: MuData) -> None:
 def test_slices_that_were_joined(tissue: MuData) -> None:
     """Joining drops what `.uns` says of the niche; the names of its features tell it, too."""
     un.pp.niche(tissue)
-    assert derived_from(tissue, "niche") == ["rna"] and not derived_from(tissue, "rna")
+    assert derived_from(tissue.mod, "niche") == ["rna"] and not derived_from(tissue.mod, "rna")
     halves = [tissue[:60].copy(), tissue[60:].copy()]
     both = mudata.concat(halves)
-    assert derived_from(both, "niche") == ["rna"]
+    assert derived_from(both.mod, "niche") == ["rna"]
     both.obsm["spatial"] = tissue.obsm["spatial"]
     un.pp.niche(both)
     np.testing.assert_allclose(both["niche"].X, tissue["niche"].X, atol=1e-5)

@@ -156,7 +156,7 @@ def check_expected(preset: str | None, mdata: MuData, specs: Sequence[ModalitySp
             f"preset={preset!r}: expected positions in .obsm[{_POSITIONS!r}] of mdata or of a "
             "modality, found none."
         )
-    derived = {spec.name: derived_from(mdata, spec.name) for spec in specs}
+    derived = {spec.name: derived_from(mdata.mod, spec.name) for spec in specs}
     for name, sources in derived.items():
         if set(sources) & set(derived):
             warn_user(

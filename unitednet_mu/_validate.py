@@ -126,12 +126,12 @@ def is_predicted(name: str, adata: AnnData) -> bool:
     return "_from_" in name and all(str(one).startswith(f"{name}:") for one in adata.var_names)
 
 
-def derived_from(mdata: MuData, name: str) -> list[str]:
+def derived_from(modalities: Mapping[str, AnnData], name: str) -> list[str]:
     """Names of the modalities that one was computed from; empty where it was measured.
 
     ``mudata.concat`` drops the mark in ``.uns``; the names of the features tell it, too.
     """
-    adata = mdata.mod[name]
+    adata = modalities[name]
     mark = adata.uns.get(DERIVED_MARK)
     if isinstance(mark, Mapping):
         return [str(source) for source in np.atleast_1d(mark.get("source", []))]
@@ -140,7 +140,7 @@ def derived_from(mdata: MuData, name: str) -> list[str]:
         return []
     plain = [str(one).removeprefix(start) for one in adata.var_names]
     return [
-        other for other, a in mdata.mod.items() if other != name and set(plain) <= set(a.var_names)
+        other for other, a in modalities.items() if other != name and set(plain) <= set(a.var_names)
     ]
 
 

@@ -78,8 +78,8 @@ class Prepared:
     def _is_derived(self, one: str, other: str) -> bool:
         """Whether one of two modalities was computed from the other."""
         made = (
-            one in derived_from(self.modalities[other]),
-            other in derived_from(self.modalities[one]),
+            one in derived_from(self.modalities, other),
+            other in derived_from(self.modalities, one),
         )
         return any(made) or frozenset({one, other}) in DERIVED
 

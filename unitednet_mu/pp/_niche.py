@@ -161,7 +161,7 @@ def _check_settings(
         )
     if not isinstance(key_added, str) or not key_added.strip() or "/" in key_added:
         raise ValueError(f"key_added: expected a name without '/', not empty, found {key_added!r}.")
-    taken = key_added in mdata.mod and not derived_from(mdata, key_added)
+    taken = key_added in mdata.mod and not derived_from(mdata.mod, key_added)
     if taken or key_added == mod:
         raise ValueError(
             f"key_added={key_added!r} is a modality that pp.niche did not make; modalities are "

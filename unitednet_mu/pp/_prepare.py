@@ -91,7 +91,9 @@ def _kinds(mdata: MuData, modalities: list[str], given: dict[str, Kind]) -> dict
             raise ValueError(
                 unknown_name(f"kinds: kind of modality {mod!r},", kind, get_args(Kind))
             )
-    derived: dict[str, Kind] = {mod: "continuous" for mod in modalities if derived_from(mdata, mod)}
+    derived: dict[str, Kind] = {
+        mod: "continuous" for mod in modalities if derived_from(mdata.mod, mod)
+    }
     known = {**derived, **given}
     found = {mod: known.get(mod) or usual_kind(mod) for mod in modalities}
     unrecognised = [mod for mod, kind in found.items() if kind is None]
