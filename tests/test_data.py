@@ -302,12 +302,12 @@ def test_constant_features_are_counted_and_three_are_named(rng: np.random.Genera
 
 def test_features_that_float32_cannot_tell_apart_are_named(rng: np.random.Generator) -> None:
     x = rng.standard_normal((40, 6))
-    x[:, 2] += 1e8
+    x[:, 2] += 1e7
     mdata = MuData({"a": AnnData(x)})
     with pytest.warns(UserWarning, match=r"'a': 1 features vary by so little .* \['2'\]. Take an"):
         describe_modality(mdata, "a", None, None, None)
     describe_modality(MuData({"a": AnnData(x.astype(np.float32))}), "a", None, None, None)
-    x[:, 2] -= 1e8 - 100
+    x[:, 2] -= 1e7 - 100
     describe_modality(MuData({"a": AnnData(x)}), "a", None, None, None)
 
 

@@ -210,7 +210,7 @@ def test_what_is_the_same() -> None:
     assert _same(x, x) and _same(x, x.copy()) and not _same(x, 2 * x)
     sparse_x = sparse.csr_matrix(x)
     assert _same(sparse_x, sparse_x.copy()) and not _same(sparse_x, 2 * sparse_x)
-    assert not _same(x, sparse_x)
+    assert _same(x, sparse_x) and not _same(2 * x, sparse_x) and not _same(x, x[:1])
 
 
 # ------------------------------------------------------------------ surroundings

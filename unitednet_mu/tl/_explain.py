@@ -104,8 +104,8 @@ def explain(
         Of cross-modal relevance: number of strongest pairs kept per group; ``"auto"`` keeps all up
         to 250,000 pairs, and that many beyond; ``None`` keeps all.
     transform_batch
-        Of cross-modal relevance: as which batch to decode; by default the even mixture of the
-        batches that measured the target.
+        Of cross-modal relevance: as which batch to decode, one that measured the target; by
+        default the even mixture of these.
     model
         Model to use instead of the one stored in `mdata`; or several, fits of the same data with
         other seeds or folds, to see what they agree on. All are explained on the same cells, which

@@ -38,8 +38,8 @@ def predict_modality(
     target
         Modality to predict.
     transform_batch
-        As which batch to predict; by default the mean over the batches in which the target was
-        measured. Only for models trained with `batch_key`.
+        As which batch to predict, one in which the target was measured; by default the mean over
+        these. Only for models trained with `batch_key`.
     model
         Model to use instead of the one stored in `mdata`.
     device
