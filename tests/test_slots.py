@@ -289,6 +289,7 @@ def test_predicted_modality_in_full(fresh: MuData, fitted_mosaic: MuData) -> Non
         "source",
         "target",
         "layer",
+        "use_rep",
         "key",
         "model",
     }
@@ -313,7 +314,7 @@ def test_relevance_in_full(fitted_mosaic: MuData) -> None:
     relevance = fitted_mosaic.uns[STEM]["relevance"]
     assert set(relevance) == {"groups", "params", "modalities"}
     common = {"cells", "cell_groups", "background", "groupby", "random_state", "gap", "n_cells"}
-    common |= {"method", "reads"}
+    common |= {"method", "reads", "labels_key"}
     assert set(relevance["params"]) == common | {"output"}
     for name, block in relevance["modalities"].items():
         assert set(block) == {"features", "signed", "absolute"}
