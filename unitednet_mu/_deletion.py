@@ -176,7 +176,8 @@ def deletion_test(
     if not found:
         sides = train.sizes() if test is None else test.sizes()
         there = {name: sides.get(name, 0) for name in dict.fromkeys(table["group"])}
-        where = f"{HELD_OUT:.0%} of these cells" if test is None else "held_out"
+        kind = "these cells" if batch_key is None else "the batches"
+        where = f"{HELD_OUT:.0%} of {kind}" if test is None else "held_out"
         raise ValueError(
             f"expected a group with at least {FEWEST_CELLS} cells, and as many others, to learn "
             f"from and to judge on ({where}), and relevance for n_top={min(sizes)} features; found "

@@ -230,10 +230,10 @@ def write_labels(
         query.obs[keys.label_novelty] = novelty
         query.obsm[keys.label_probabilities] = probabilities
         there = read(query, keys).get("groups", names)  # `integrate(model=)` writes another's
-        if not _is_stored(query, keys, entries["model"]):
+        another = not _is_stored(query, keys, entries["model"])
+        if another:
             query.uns.pop(keys.uns, None)
-            _drop_groups(query, keys)
-        elif not np.array_equal(there, names):
+        if another or not np.array_equal(there, names):
             _drop_groups(query, keys)
         _store(query, keys, entries)
 

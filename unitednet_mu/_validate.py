@@ -25,6 +25,11 @@ def _some(names: Iterable[Any], limit: int = 10) -> str:
     return "[" + ", ".join(repr(name) for name in names[:limit]) + more + "]"
 
 
+def is_one(asked: object) -> bool:
+    """Whether one name is asked for and not several; groups may be numbers."""
+    return isinstance(asked, str) or not isinstance(asked, Iterable)
+
+
 def unknown_name(kind: str, name: object, available: Iterable[Any], todo: str = "") -> str:
     """Message for a name that does not exist: what does, and the nearest match."""
     available = [str(a) for a in available]
@@ -136,7 +141,8 @@ def derived_from(modalities: Mapping[str, AnnData], name: str) -> list[str]:
     if isinstance(mark, Mapping):
         return [str(source) for source in np.atleast_1d(mark.get("source", []))]
     start = f"{name}:"
-    if is_predicted(name, adata) or not all(str(one).startswith(start) for one in adata.var_names):
+    named = adata.n_vars and all(str(one).startswith(start) for one in adata.var_names)
+    if not named or is_predicted(name, adata):
         return []
     plain = [str(one).removeprefix(start) for one in adata.var_names]
     return [

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,6 +11,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from .._compat import is_sparse
+from .._validate import is_one
 from ._slots import choose, texts
 
 if TYPE_CHECKING:
@@ -85,7 +86,7 @@ def build_explanation(
     ]
     values = np.concatenate([part[0] for part in parts], axis=1)
     base = np.reshape(stored["base_values"], (len(cells), len(outputs)))[wanted][:, chosen]
-    single = output is not None and (isinstance(output, str) or not isinstance(output, Iterable))
+    single = output is not None and is_one(output)
     from shap import Explanation  # here, so that tables never import shap
 
     return Explanation(

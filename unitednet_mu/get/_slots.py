@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from .._keys import DEFAULT_STEM
-from .._validate import check_mudata, unknown_name
+from .._validate import check_mudata, is_one, unknown_name
 
 
 def command(function: str, *arguments: str, key_added: str = DEFAULT_STEM) -> str:
@@ -101,8 +101,7 @@ def choose(available: Sequence[str], asked: str | Sequence[str] | None, what: st
     """
     if asked is None:
         return list(available)
-    single = isinstance(asked, str) or not isinstance(asked, Iterable)  # groups may be numbers
-    names = list(dict.fromkeys([str(asked)] if single else map(str, asked)))
+    names = list(dict.fromkeys([str(asked)] if is_one(asked) else map(str, asked)))
     if not names:
         raise ValueError(f"{what}: expected one or more of {list(available)}, found none.")
     for name in names:

@@ -15,6 +15,7 @@ from .._keys import DEFAULT_STEM, UNKNOWN, check_key_added
 from .._model import Model
 from .._sample import choose_sample, warn_of_one_group
 from .._validate import as_names, check_mudata, check_random_state, obs_column, unknown_name
+from ._explain_checks import check_choice, check_several, check_whole
 from ._explain_cost import announce
 from ._explain_job import Job
 from ._explain_method import Method, MethodName
@@ -144,7 +145,8 @@ def explain(
         features x groups: the mean over the group's cells of the attribution to that group's
         output, and of its absolute value. NaN where no cell of the group has the modality.
         ``params`` holds the sample, its groups, the background, the method, what the model
-        ``reads`` of each modality (layer or ``.obsm`` matrix) and the additivity gap (largest error
+        ``reads`` of each modality (layer or ``.obsm`` matrix), the ``labels_key`` that it was
+        trained on (``""`` without labels) and the additivity gap (largest error
         over cells, relative to the largest departure from the background); of
         expected gradients also ``gap_standard_error``, the typical error (root mean square) that
         chance lets expect, in the same terms. With `per_cell` also ``per_cell``: the names of the
@@ -254,19 +256,19 @@ def explain(
     check_mudata(mdata, copy=copy)
     keys = check_key_added(mdata, key_added)
     seed = check_random_state(random_state)
-    _check_choice(source, target, output, top_k, transform_batch)
+    check_choice(source, target, output, top_k, transform_batch)
     for name, number in (
         ("n_cells", n_cells),
         ("n_background", n_background),
         ("n_top_stable", n_top_stable),
     ):
-        _check_whole(name, number)
+        check_whole(name, number)
     if n_repeats != 0:
-        _check_whole("n_repeats", n_repeats, "0 or ")
-    _check_whole("n_samples", n_samples)
+        check_whole("n_repeats", n_repeats, "0 or ")
+    check_whole("n_samples", n_samples)
     models = resolve_models(model, mdata, key_added, device)
     found = models[0]
-    _check_several(len(models), n_repeats, per_cell)
+    check_several(len(models), n_repeats, per_cell)
     how = Method(method, n_samples, seed)
     how.check(output, len(models) + n_repeats, per_cell, n_permutations)
     explained = _explained(found, source, target)
@@ -335,49 +337,6 @@ def explain(
         result = _results.target_of(mdata, copy)
         _results.write_cross_relevance(result, keys, found, source, target, values, params, cell)
     return result if copy else None
-
-
-def _check_choice(source: Any, target: Any, output: Any, top_k: Any, transform_batch: Any) -> None:
-    if (source is None) != (target is None):
-        raise ValueError(
-            f"expected both source and target, or neither, found {source!r} and {target!r}."
-        )
-    if output not in ("logits", "probabilities"):
-        raise ValueError(unknown_name("output", output, ("logits", "probabilities")))
-    if top_k is not None and top_k != "auto":
-        _check_whole("top_k", top_k, "'auto', None or ")
-    if source is not None and output != "logits":
-        raise ValueError(
-            f"output is for group relevance, and {target!r} is explained by {source!r} here; leave "
-            "out source and target, or output."
-        )
-    for name, given in (
-        ("top_k", top_k != "auto"),
-        ("transform_batch", transform_batch is not None),
-    ):
-        if source is None and given:
-            raise ValueError(
-                f"{name} is for cross-modal relevance, and groups are explained here; name source "
-                "and target, or leave it out."
-            )
-
-
-def _check_several(n_models: int, n_repeats: int, per_cell: bool | Sequence[str]) -> None:
-    if n_models > 1 and n_repeats:
-        raise ValueError(
-            f"n_repeats refits one model, and {n_models} are given; leave one of them out."
-        )
-    if n_models + n_repeats > 1 and per_cell is not False:
-        raise ValueError(
-            f"per_cell is for one model, and {n_models + n_repeats} are explained here; leave it "
-            "out, or explain one of them."
-        )
-
-
-def _check_whole(name: str, found: Any, other: str = "") -> None:
-    whole = isinstance(found, (int, np.integer)) and not isinstance(found, bool)
-    if not whole or found < 1:
-        raise ValueError(f"{name}: expected {other}an integer >= 1, found {found!r}.")
 
 
 def _explained(model: Model, source: str | None, target: str | None) -> list[int]:

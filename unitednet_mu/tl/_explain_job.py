@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -19,7 +19,7 @@ from .._explain_cross import CrossRelevance, cross_relevance
 from .._model import Model
 from .._process import threads_for
 from .._sample import Sample
-from .._validate import unknown_name
+from .._validate import is_one, unknown_name
 from ._explain_method import Method
 
 #: Most that attributions of single cells may take.
@@ -62,12 +62,10 @@ class Job:
         if isinstance(per_cell, bool | np.bool_):
             kept = list(range(len(names))) if per_cell else []
         else:
-            single = isinstance(per_cell, str) or not isinstance(per_cell, Iterable)
-            asked = [str(name) for name in ([per_cell] if single else per_cell)]
-            if not asked or per_cell is None:
-                found = "an empty list" if per_cell is not None else "None"
+            asked = [str(name) for name in ([per_cell] if is_one(per_cell) else per_cell)]
+            if per_cell is None or not asked:
                 raise ValueError(
-                    f"per_cell: expected names of outputs, True or False, found {found}."
+                    f"per_cell: expected names of outputs, True or False, found {per_cell!r}."
                 )
             what = "per_cell: group" if target is None else f"per_cell: feature of {target!r}"
             position = {name: k for k, name in enumerate(names)}

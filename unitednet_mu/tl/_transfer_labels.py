@@ -109,7 +109,8 @@ def transfer_labels(
         Version of this package; marks the stem as its own.
 
     A model of the query's own that stood under this stem is replaced, with all that ``.uns`` holds
-    of it and its groups' probabilities; `key_added` keeps both.
+    of it and what it said of its groups: their columns in ``.obs``, their probabilities, and the
+    relevance in ``.varm``; `key_added` keeps both.
 
     Raises
     ------
