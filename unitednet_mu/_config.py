@@ -217,8 +217,8 @@ class TrainingConfig(_Config):
         ``translation``, ``contrastive``, ``cross_entropy``, ``clustering``, ``entropy``,
         ``generator``, ``discriminator``.
     temperature
-        Of the contrastive loss. ``None``: the one, 0.1 to 1, that fits each mini-batch, so that
-        codes of modalities that share little are not made to agree on noise.
+        Of the contrastive loss (the paper has 0.1). ``None``: the one, 0.1 to 1, that fits each
+        mini-batch, so that codes of modalities that share little are not made to agree on noise.
     modality_dropout
         Probability with which a cell's modality is hidden from the fused code in training, so that
         groups are identified from any subset.
@@ -259,7 +259,7 @@ class TrainingConfig(_Config):
     refit: bool | None = None
     patience: int = 20
     loss_weights: Mapping[str, float] = field(default_factory=dict)
-    temperature: float | None = 0.1
+    temperature: float | None = None
     modality_dropout: float = 0.2
     alternate: bool = False
     start: Literal["leiden", "kmeans", "random"] = "leiden"

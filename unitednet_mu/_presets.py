@@ -34,9 +34,9 @@ EXPECTED: Mapping[str, _Expected] = {
 }
 _POSITIONS = "spatial"
 
-#: The same in all four of the original: no linear or direct path, no averaging of weights, no
-#: hidden modalities, a step for each task, discriminators, heads that start at random, all cells
-#: trained on.
+#: The same in all four of the original: no linear or direct path, no averaging of weights, one
+#: contrastive temperature, no hidden modalities, a step for each task, discriminators, heads that
+#: start at random, all cells trained on.
 _NETWORK: Mapping[str, Any] = {
     "activation": "relu",
     "dropout": 0.0,
@@ -52,6 +52,7 @@ _TRAINING: Mapping[str, Any] = {
     "validation_fraction": 0.0,
     "refit": False,
     "loss_weights": {"contrastive": 1.0},
+    "temperature": 0.1,
     "modality_dropout": 0.0,
     "alternate": True,
     "start": "random",

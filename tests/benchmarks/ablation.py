@@ -38,6 +38,7 @@ VARIANTS: Mapping[str, Mapping[str, Any]] = {
     "no translation": _without("translation"),
     "no contrastive": _without("contrastive"),
     "contrastive weight 1 (the paper's)": {"training": {"loss_weights": {"contrastive": 1.0}}},
+    "contrastive temperature 0.1 (the paper's)": {"training": {"temperature": 0.1}},
     "no clustering": _without("clustering", "entropy"),
     "no cross-entropy to starting groups": _without("cross_entropy"),
     "adversarial": {"network": {"discriminators": True}},
