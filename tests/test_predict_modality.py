@@ -319,8 +319,10 @@ def test_what_stands_beside_all_features_goes_on(
         np.testing.assert_array_equal(found[60:], np.full((20, 2), missing))
 
 
-def test_batches_that_did_not_measure_the_target(quick: dict[str, Any]) -> None:
-    """Nothing is known of how it would look there."""
+def test_batches_that_did_not_measure_the_target(
+    quick: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is known of how it would look there; that is said before any cell is read."""
     full = un.datasets.simulate_multimodal(n_obs=120, n_groups=3, n_batches=3, random_state=1)
     has = (full.obs["batch"] != "batch0").to_numpy()
     mdata = MuData({"rna": full["rna"].copy(), "adt": full["adt"][has].copy()})
@@ -329,6 +331,7 @@ def test_batches_that_did_not_measure_the_target(quick: dict[str, Any]) -> None:
     un.tl.fit(mdata, labels_key="cell_type", batch_key="batch", **quick)
     asked = {"source": "rna", "target": "adt"}
     un.tl.predict_modality(mdata, transform_batch="batch1", **asked)
+    monkeypatch.setattr(Model, "encode", lambda *_, **__: pytest.fail("cells were read"))
     for function in (un.tl.predict_modality, un.tl.explain):
         with pytest.raises(ValueError, match=r"'adt' was measured, one of \['batch1', 'batch2'\]"):
             function(mdata, transform_batch="batch0", **asked)

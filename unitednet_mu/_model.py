@@ -231,6 +231,7 @@ class Model:
         """
         for name in as_list(source):
             self.modality_index(name, "source")
+        self.batch_vectors(target, transform_batch)  # refused before any cell is read
         data = mdata if isinstance(mdata, Dataset) else self.open(mdata, as_list(source))
         fused = self.encode(data, modalities=as_list(source)).fused
         predicted = self.decode(fused, target, transform_batch)

@@ -271,7 +271,7 @@ def explain(
     check_several(len(models), n_repeats, per_cell)
     how = Method(method, n_samples, seed)
     how.check(output, len(models) + n_repeats, per_cell, n_permutations)
-    explained = _explained(found, source, target)
+    explained = _explained(found, source, target, transform_batch)
     check_permutations(n_permutations, found, len(models) + n_repeats, source)
     data = found.open(mdata)
     groups = _groups(mdata, data, found, groupby)
@@ -339,11 +339,13 @@ def explain(
     return result if copy else None
 
 
-def _explained(model: Model, source: str | None, target: str | None) -> list[int]:
-    """Positions of the modalities whose features are explained."""
+def _explained(
+    model: Model, source: str | None, target: str | None, transform_batch: str | None
+) -> list[int]:
+    """Positions of the modalities whose features are explained; what is decoded is checked."""
     if source is None or target is None:
         return list(range(len(model.modality_names)))
-    model.modality_index(target, "target")
+    model.batch_vectors(target, transform_batch)
     return [model.modality_index(source, "source")]
 
 
