@@ -38,6 +38,15 @@ def test_trains(cells: MuData, preset: str, what: dict[str, Any]) -> None:
     assert np.isfinite(fitted.obsm["X_unitednet"]).all()
 
 
+def test_the_contrastive_temperature(quick: dict[str, Any]) -> None:
+    """The original's is fixed; defaults find one for every mini-batch, as a model read back does."""
+    assert {settings(preset, None, None)[1].temperature for preset in PRESETS} == {0.1}
+    assert {settings(kind, None, None)[1].temperature for kind in (None, *EXPECTED)} == {None}
+    mdata = un.datasets.simulate_multimodal(n_obs=60, n_groups=2)
+    un.tl.fit(mdata, n_groups=2, **quick)
+    assert un.get.model(mdata).info.training.temperature is None
+
+
 def test_learns(cells: MuData) -> None:
     fitted: Any = un.tl.fit(
         cells,
