@@ -39,7 +39,7 @@ def test_trains(cells: MuData, preset: str, what: dict[str, Any]) -> None:
 
 
 def test_the_contrastive_temperature(quick: dict[str, Any]) -> None:
-    """The original's is fixed; defaults find one for every mini-batch, as a model read back does."""
+    """The original's is fixed; defaults find one for each mini-batch, as do models read back."""
     assert {settings(preset, None, None)[1].temperature for preset in PRESETS} == {0.1}
     assert {settings(kind, None, None)[1].temperature for kind in (None, *EXPECTED)} == {None}
     mdata = un.datasets.simulate_multimodal(n_obs=60, n_groups=2)
