@@ -176,6 +176,17 @@ def test_the_sample_follows_seed_and_names(trained: MuData) -> None:
     assert samples[0] == samples[3]
 
 
+@pytest.mark.parametrize(("pair", "most"), [({}, 200), ({"source": "adt", "target": "rna"}, 100)])
+def test_sample_by_default(trained: MuData, pair: dict[str, str], most: int) -> None:
+    """As documented; of the background, a small group gives all that it has."""
+    trained.obs["mine"] = np.repeat(["group0", "group1"], [210, trained.n_obs - 210])
+    un.tl.explain(trained, groupby="mine", progress=False, **pair)
+    stored = trained.uns["unitednet"]
+    params = (stored["cross_relevance"]["rna_from_adt"] if pair else stored["relevance"])["params"]
+    assert params["n_cells"].tolist() == [most, trained.n_obs - 210, 0]
+    assert len(params["background"]) == most // 2 + trained.n_obs - 210
+
+
 def test_at_most_n_cells_of_each_group(trained: MuData) -> None:
     un.tl.explain(trained, n_cells=1000, n_background=1, progress=False)
     params = trained.uns["unitednet"]["relevance"]["params"]
@@ -395,7 +406,7 @@ def test_binary_target_in_logits(quick: dict[str, Any]) -> None:
         ({"cells": ["cell0", "nobody"]}, "cells: cell 'nobody' not found"),
         ({"background": ["nobody"]}, "background: cell 'nobody' not found"),
         ({"n_cells": 0}, "n_cells: expected an integer >= 1, found 0"),
-        ({"n_cells": None}, "n_cells: expected an integer >= 1, found None"),
+        ({"n_top_stable": None}, "n_top_stable: expected an integer >= 1, found None"),
         ({"n_cells": 20.0}, "n_cells: expected an integer >= 1, found 20.0"),
         ({"n_background": 0}, "n_background: expected an integer >= 1, found 0"),
         (

@@ -33,6 +33,8 @@ from ._refit import refit
 
 #: Pairs of features beyond which only the strongest are kept by default.
 _DENSE_PAIRS = 250_000
+#: Cells of each group, and of the background: with so many, it matters little which are drawn.
+_N_SAMPLED = {"groups": 200, "pairs": 100}
 
 
 def explain(
@@ -41,8 +43,8 @@ def explain(
     source: str | None = None,
     target: str | None = None,
     groupby: str | None = None,
-    n_cells: int = 50,
-    n_background: int = 50,
+    n_cells: int | None = None,
+    n_background: int | None = None,
     cells: Sequence[str] | None = None,
     background: Sequence[str] | None = None,
     output: Literal["logits", "probabilities"] = "logits",
@@ -79,11 +81,13 @@ def explain(
         default the group that the head identifies. Relevance of a group is averaged over that
         group's own cells only.
     n_cells
-        Largest number of cells explained per group, drawn at random.
+        Largest number of cells explained per group, drawn at random; by default 200 for groups, and
+        100 for pairs of features, which cost more.
     n_background
-        Largest number of background cells, drawn evenly over groups (a small group gives all that
-        it has) from those that have all explained modalities (where there are none, for each
-        largest set of modalities that a cell has).
+        Largest number of background cells, as many by default, drawn evenly over groups (a small
+        group gives all that it has) from those that have all explained modalities (where there are
+        none, for each largest set of modalities that a cell has). Fewer cells and background take
+        less time, and leave more to which are drawn.
     cells, background
         Names of the cells to explain, and of the background, instead of drawing them.
     output
@@ -257,6 +261,9 @@ def explain(
     keys = check_key_added(mdata, key_added)
     seed = check_random_state(random_state)
     check_choice(source, target, output, top_k, transform_batch)
+    default = _N_SAMPLED["groups" if source is None else "pairs"]
+    n_cells = default if n_cells is None else n_cells
+    n_background = default if n_background is None else n_background
     for name, number in (
         ("n_cells", n_cells),
         ("n_background", n_background),
