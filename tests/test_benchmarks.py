@@ -40,6 +40,7 @@ import _table
 import _tasks
 import ablation
 import accuracy
+import draws
 import explain
 import markers
 import niche
@@ -438,6 +439,17 @@ def test_the_original_is_run_from_a_checkout(
     np.testing.assert_allclose(found, expected, atol=1e-5)
     for name in ("src", "src.configs", "src.interface"):
         sys.modules.pop(name, None)
+
+
+def test_draws_agree_by_order_and_by_what_is_on_top() -> None:
+    values = np.random.default_rng(0).normal(size=(2, 400))
+    assert draws.agreement(values, values, "groups") == (pytest.approx(1), 1)
+    assert draws.agreement(values, 2 * values + 1, "groups") == (pytest.approx(1), 1)
+    # turned round, other features are on top, but the same pairs by size
+    assert draws.agreement(values, -values, "groups") == (pytest.approx(-1), 0)
+    assert draws.agreement(values, -values, "pairs") == (pytest.approx(-1), 1)
+    apart = values[:, ::-1].copy()
+    assert abs(draws.agreement(values, apart, "groups")[0]) < 0.2
 
 
 def test_markers_are_scored_among_all_features() -> None:
