@@ -122,6 +122,16 @@ def test_cells_without_a_label_train_everything_else(paired: MuData, quick: dict
     assert distance(weights(paired), weights(labelled)) > 1e-3
 
 
+def test_settings_of_a_fit_serve_as_they_are_stored(fitted: MuData, fingerprint: Any) -> None:
+    """``"auto"`` is what `.uns` holds for None."""
+    stored = fitted.uns["unitednet"]["params"]
+    assert stored["training"]["temperature"] == "auto"
+    again = un.datasets.simulate_multimodal(n_obs=120, n_groups=3, random_state=1)
+    chosen = {name: stored[name] for name in ("network", "training")}
+    un.tl.fit(again, labels_key="cell_type", progress=False, **chosen)
+    assert fingerprint(again) == fingerprint(fitted)
+
+
 def test_few_labels_teach_all_cells(quick: dict[str, Any]) -> None:
     mdata = un.datasets.simulate_multimodal(n_obs=200, n_groups=3, noise=0.3, random_state=3)
     shown = mdata.obs["cell_type"].copy()

@@ -37,6 +37,9 @@ class _Config:
     def build(cls, value: Self | Mapping[str, Any] | None) -> Self:
         """Return settings from settings, from a mapping of overrides, or the defaults.
 
+        ``"auto"`` stands for None where that is the default, so that ``params`` of a fit before
+        serve as they were stored.
+
         Raises
         ------
         TypeError
@@ -60,8 +63,11 @@ class _Config:
             raise ValueError(
                 f"{cls.__name__}: unknown setting {unknown[0]!r}; settings are {names}."
             )
+        default = cls().to_dict()
         given = {name: _plain(one) for name, one in value.items()}
-        config = from_plain({**cls().to_dict(), **given}, cls, cls.__name__)
+        for name, one in given.items():  # `.uns` cannot hold None, and has "auto" for it
+            given[name] = None if default[name] is None and one == "auto" else one
+        config = from_plain({**default, **given}, cls, cls.__name__)
         return cast("Self", config)
 
     def to_dict(self) -> dict[str, Any]:

@@ -107,7 +107,7 @@ def fit(
         ``"original_multiome"``, ``"original_dbitseq"`` or ``"original_dlpfc"``.
     network, training
         `NetworkConfig` and `TrainingConfig`, or mappings that override their
-        defaults, or the preset's.
+        defaults, or the preset's; those of a fit before as ``["params"]`` has them.
     random_state
         Seed; the same seed gives the same numbers on the same machine and number of threads.
     device
