@@ -15,7 +15,7 @@ from nbclient import NotebookClient
 from nbformat import NotebookNode
 
 TUTORIALS = Path(__file__).parent.parent / "tutorials"
-#: Seconds for one cell. A whole notebook takes less than 180 on two cores to itself.
+#: Seconds for one cell. A whole notebook took at most 270, with another process at work.
 PATIENCE = 600
 #: Metadata of cells that stay: what myst-nb hides, and the texts in place of figures.
 KEPT = ("tags", "mystnb")

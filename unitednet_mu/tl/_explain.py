@@ -33,7 +33,7 @@ from ._refit import refit
 
 #: Pairs of features beyond which only the strongest are kept by default.
 _DENSE_PAIRS = 250_000
-#: Cells of each group, and of the background: with so many, it matters little which are drawn.
+#: Cells of each group, and of the background: with fewer, it matters much which are drawn.
 _N_SAMPLED = {"groups": 200, "pairs": 100}
 
 
@@ -84,10 +84,10 @@ def explain(
         Largest number of cells explained per group, drawn at random; by default 200 for groups, and
         100 for pairs of features, which cost more.
     n_background
-        Largest number of background cells, as many by default, drawn evenly over groups (a small
-        group gives all that it has) from those that have all explained modalities (where there are
-        none, for each largest set of modalities that a cell has). Fewer cells and background take
-        less time, and leave more to which are drawn.
+        Largest number of background cells, by default 200 and 100 likewise, drawn evenly over
+        groups (a small group gives all that it has) from those that have all explained modalities
+        (where there are none, for each largest set of modalities that a cell has). Fewer cells and
+        background take less time, and leave more to which are drawn.
     cells, background
         Names of the cells to explain, and of the background, instead of drawing them.
     output
