@@ -638,12 +638,34 @@ def test_progress_bar(paired: MuData, quick: dict[str, Any], capfd: pytest.Captu
 
 
 def test_nothing_is_printed_by_any_function(fitted: MuData, capfd: pytest.CaptureFixture) -> None:
-    un.tl.integrate(fitted)
-    un.tl.predict_modality(fitted, source="rna", target="adt")
+    un.tl.integrate(fitted, progress=False)
+    un.tl.predict_modality(fitted, source="rna", target="adt", progress=False)
     un.tl.explain(fitted, n_cells=3, n_background=3, progress=False)
     query = un.datasets.simulate_multimodal(n_obs=40, n_groups=3, random_state=1)
     un.tl.transfer_labels(query, fitted, training={"max_epochs": 1}, progress=False)
     assert capfd.readouterr() == ("", "")
+
+
+def test_bars_of_what_reads_all_cells(
+    trained: MuData, capfd: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One for every pass over the cells, but for passes that are over in a moment."""
+    query = un.datasets.simulate_multimodal(n_obs=40, n_groups=3, random_state=1)
+
+    def shown(**progress: bool) -> str:
+        un.tl.integrate(trained, **progress)
+        un.tl.predict_modality(trained, source="rna", target="adt", **progress)
+        un.tl.transfer_labels(query, trained, adapt=False, **progress)
+        out, err = capfd.readouterr()
+        assert out == ""
+        return err
+
+    assert shown() == ""
+    monkeypatch.setattr("unitednet_mu._data._BAR_AFTER", 0.0)
+    assert shown(progress=False) == ""
+    bars = shown()
+    for bar in ("encode: 100%", "decode: 100%", "direct path: 100%", "240/240", "40/40"):
+        assert bar in bars
 
 
 def test_trainer_counts_its_steps(paired: MuData, quick: dict[str, Any]) -> None:

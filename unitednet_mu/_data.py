@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from ._compat import is_sparse, warn_user
 from ._matrix import ModalitySpec as ModalitySpec
@@ -27,6 +28,10 @@ _BUFFER_BYTES = 2**27
 _STRETCHES = 128
 #: Largest matrix that is made dense for training, 64 MiB.
 _FEW_VALUES = 2**24
+#: Seconds that must have gone by for a progress bar to be worth showing.
+_BAR_AFTER = 2.0
+
+_Block = TypeVar("_Block", bound=tuple[Any, ...])
 
 
 @dataclass
@@ -229,6 +234,14 @@ class Dataset:
                 next(parts) if len(block[ranks.part(len(block))]) else (none, self, none)
             )
             yield block, self.batch(block, device, (data, here))
+
+
+def counted(blocks: Iterable[_Block], n_cells: int, what: str, progress: bool) -> Iterator[_Block]:
+    """Count cells, which come first in every block, in a progress bar if it takes a while."""
+    with tqdm(total=n_cells, desc=what, unit="cell", delay=_BAR_AFTER, disable=not progress) as bar:
+        for block in blocks:
+            yield block
+            bar.update(len(block[0]))
 
 
 def _made_dense(matrix: Any) -> Any:

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from . import _storage
-from ._data import Batch, Dataset, check_values
+from ._data import Batch, Dataset, check_values, counted
 from ._info import ModelInfo as ModelInfo
 from ._network import Standardiser, UnitedNetwork
 from ._open import open_dataset
@@ -151,7 +151,11 @@ class Model:
         return codes
 
     def encode(
-        self, mdata: MuData | Dataset, *, modalities: str | Sequence[str] | None = None
+        self,
+        mdata: MuData | Dataset,
+        *,
+        modalities: str | Sequence[str] | None = None,
+        progress: bool = False,
     ) -> Encoded:
         """Codes, fused codes and group logits of all cells.
 
@@ -161,6 +165,8 @@ class Model:
             Cells; features are matched by name.
         modalities
             Fuse only these modalities; by default all that a cell has.
+        progress
+            Whether to show a progress bar, once it has taken two seconds.
 
         Returns
         -------
@@ -186,8 +192,9 @@ class Model:
         fused = np.full((n, k), np.nan, np.float32)
         logits = np.full((n, len(self.info.groups)), np.nan, np.float32)
         known = data.in_file_order(np.flatnonzero(observed.any(1)))
+        batches = data.batches_of(known, _INFERENCE_CELLS, self.device)
         with torch.no_grad():
-            for cells, batch in data.batches_of(known, _INFERENCE_CELLS, self.device):
+            for cells, batch in counted(batches, len(known), "encode", progress):
                 mask = torch.from_numpy(observed[cells]).to(self.device)
                 values = self.codes(batch)
                 z = self.network.fusion(values, mask)
@@ -203,6 +210,7 @@ class Model:
         target: str,
         *,
         transform_batch: str | None = None,
+        progress: bool = False,
     ) -> np.ndarray:
         """Predict one modality from others.
 
@@ -217,6 +225,8 @@ class Model:
         transform_batch
             As which batch; by default the mean over the batches that measured the target. Only for
             models trained with a `batch_key`.
+        progress
+            Whether to show progress bars, of what takes more than two seconds.
 
         Returns
         -------
@@ -233,14 +243,20 @@ class Model:
             self.modality_index(name, "source")
         self.batch_vectors(target, transform_batch)  # refused before any cell is read
         data = mdata if isinstance(mdata, Dataset) else self.open(mdata, as_list(source))
-        fused = self.encode(data, modalities=as_list(source)).fused
-        predicted = self.decode(fused, target, transform_batch)
-        self.add_direct(data, as_list(source), target, predicted)
+        fused = self.encode(data, modalities=as_list(source), progress=progress).fused
+        predicted = self.decode(fused, target, transform_batch, progress=progress)
+        self.add_direct(data, as_list(source), target, predicted, progress=progress)
         return predicted
 
     @torch.no_grad()
     def add_direct(
-        self, data: Dataset, sources: Sequence[str], target: str, predicted: np.ndarray
+        self,
+        data: Dataset,
+        sources: Sequence[str],
+        target: str,
+        predicted: np.ndarray,
+        *,
+        progress: bool = False,
     ) -> None:
         """Add to decoded values, in place, what direct paths know beyond the codes.
 
@@ -256,7 +272,8 @@ class Model:
                 continue
             alone = data.restricted([s])
             cells = alone.in_file_order(np.flatnonzero(data.observed[:, s]))
-            for chunk, part, here in alone.blocks_of(cells, _INFERENCE_CELLS):
+            blocks = alone.blocks_of(cells, _INFERENCE_CELLS)
+            for chunk, part, here in counted(blocks, len(cells), "direct path", progress):
                 observed = torch.from_numpy(data.observed[chunk] & used).to(self.device)
                 weight = network.fusion.weights(observed).mean(2)[:, s, None]
                 x = torch.from_numpy(part.sources[s].take(here)).to(self.device)
@@ -264,7 +281,12 @@ class Model:
                 predicted[chunk] += added.cpu().numpy()
 
     def decode(
-        self, fused: np.ndarray, target: str, transform_batch: str | None = None
+        self,
+        fused: np.ndarray,
+        target: str,
+        transform_batch: str | None = None,
+        *,
+        progress: bool = False,
     ) -> np.ndarray:
         """Predict one modality from fused codes (cells x n_latent); NaN rows stay NaN.
 
@@ -274,9 +296,10 @@ class Model:
         batches = self.batch_vectors(target, transform_batch)
         out = np.full((len(fused), self.network.shapes[m].n_features), np.nan, np.float32)
         cells = np.flatnonzero(~np.isnan(fused).any(1))
+        starts = range(0, len(cells), _INFERENCE_CELLS)
+        chunks = ((cells[start : start + _INFERENCE_CELLS],) for start in starts)
         with torch.no_grad():
-            for start in range(0, len(cells), _INFERENCE_CELLS):
-                chunk = cells[start : start + _INFERENCE_CELLS]
+            for (chunk,) in counted(chunks, len(cells), "decode", progress):
                 code = torch.from_numpy(fused[chunk]).to(self.device)
                 predictions = (  # one at a time, however many batches
                     self.network.to_units(m, self.network.decode(m, code, vector))

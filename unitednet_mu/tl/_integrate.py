@@ -17,6 +17,7 @@ def integrate(
     *,
     model: Model | None = None,
     device: str = "auto",
+    progress: bool = True,
     key_added: str = DEFAULT_STEM,
     copy: bool = False,
 ) -> MuData | None:
@@ -32,6 +33,8 @@ def integrate(
         Model to use instead of the one stored in `mdata`.
     device
         ``"auto"``, ``"cpu"``, ``"cuda"``, ...
+    progress
+        Whether to show a progress bar, once it has taken two seconds.
     key_added
         Stem of all names in `mdata`.
     copy
@@ -86,7 +89,7 @@ def integrate(
     check_mudata(mdata, copy=copy)
     keys = check_key_added(mdata, key_added)
     found = resolve_model(model, mdata, key_added, device)
-    encoded = found.encode(mdata)
+    encoded = found.encode(mdata, progress=progress)
     effects = leave_one_out(found, encoded)
     result = _results.target_of(mdata, copy)
     _results.write_embedding(result, keys, found, encoded, effects)

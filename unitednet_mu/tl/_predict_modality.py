@@ -23,6 +23,7 @@ def predict_modality(
     transform_batch: str | None = None,
     model: Model | None = None,
     device: str = "auto",
+    progress: bool = True,
     key_added: str = DEFAULT_STEM,
     copy: bool = False,
 ) -> MuData | None:
@@ -44,6 +45,8 @@ def predict_modality(
         Model to use instead of the one stored in `mdata`.
     device
         ``"auto"``, ``"cpu"``, ``"cuda"``, ...
+    progress
+        Whether to show a progress bar, once it has taken two seconds.
     key_added
         Stem of the names in `mdata`.
     copy
@@ -115,7 +118,9 @@ def predict_modality(
     data = found.open(mdata, sources)
     n_known = int(data.observed.any(1).sum())
     _check_room(len(data), n_known, len(found.info.modalities[aim].features), target)
-    values = found.predict(data, sources, target, transform_batch=transform_batch)
+    values = found.predict(
+        data, sources, target, transform_batch=transform_batch, progress=progress
+    )
     result = _results.target_of(mdata, copy)
     _results.write_prediction(result, keys, found, sources, target, values, is_stored=model is None)
     return result if copy else None

@@ -178,7 +178,7 @@ def transfer_labels(
     labelled = found.open(reference)
     if not labelled.observed.any():
         raise ValueError(f"reference: expected cells with {found.modality_names}, found none.")
-    encoded, novelty = _encoded(found, labelled, data, seed)
+    encoded, novelty = _encoded(found, labelled, data, seed, progress)
     if adapt:
         info = dataclasses.replace(found.info, training=config, random_state=seed)
         info = with_labels(reference, labelled, info, info.labels_key, _OTHER_LABELS)
@@ -191,7 +191,7 @@ def transfer_labels(
         )
         params |= verdict
         if verdict["adapted"]:
-            encoded, novelty = _encoded(found, labelled, data, seed)
+            encoded, novelty = _encoded(found, labelled, data, seed, progress)
     unknown = _unknown(encoded, novelty, unknown_threshold, novelty_threshold)
     result = _results.target_of(query, copy)
     _results.write_labels(
@@ -201,10 +201,10 @@ def transfer_labels(
 
 
 def _encoded(
-    model: Model, reference: Dataset, query: Dataset, seed: int
+    model: Model, reference: Dataset, query: Dataset, seed: int, progress: bool
 ) -> tuple[Encoded, np.ndarray]:
     """Codes and labels of a query's cells, and how unlike the reference's cells they are."""
-    encoded = model.encode(query)
+    encoded = model.encode(query, progress=progress)
     return encoded, Familiarity.of(model, reference, seed).novelty(encoded.codes)
 
 
