@@ -1,5 +1,6 @@
 """The engine of explanations against shap itself, and what any such explanation must fulfil."""
 
+import dataclasses
 import warnings
 
 import numpy as np
@@ -591,6 +592,29 @@ def test_layer_without_a_rule_is_named():
     network.encoders[0].wide = nn.Bilinear(3, 3, 3)
     with pytest.raises(NotImplementedError, match="Bilinear"):
         cross_relevance(network, 0, 1, cells, background, top_k=None)
+
+
+def test_rows_of_the_background_may_be_for_cells_with_certain_modalities():
+    """Cells with one modality are compared with other rows than those with both."""
+    network = make_network()
+    alone, both = np.array([True, False]), np.array([True, True])
+    observed = np.array([alone] * 3 + [both] * 3)  # of each group one
+    cells, background = make_sample(network, 6, 1, observed), make_sample(network, 4, 2)
+    rows = {alone.tobytes(): np.array([0, 1]), both.tobytes(): np.array([2, 3])}
+    found = group_relevance(network, cells, dataclasses.replace(background, compared=rows))
+
+    def part(sample, kept):
+        groups = sample.groups[kept]
+        return ExplainSample([x[kept] for x in sample.x], sample.observed[kept], groups)
+
+    few, many = (
+        group_relevance(network, part(cells, kept), part(background, at))
+        for kept, at in ((slice(3), slice(2)), (slice(3, 6), slice(2, 4)))
+    )
+    equal(found.signed[0], (few.signed[0] + many.signed[0]) / 2)
+    equal(found.absolute[1], many.absolute[1])
+    for_all = group_relevance(network, cells, background)
+    assert np.abs(for_all.signed[0] - found.signed[0]).max() > 0.01
 
 
 def test_modes_and_gradients_are_left_alone_and_progress_is_told():

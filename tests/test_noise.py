@@ -122,6 +122,18 @@ def test_a_modality_that_is_constant_in_the_training_cells_says_nothing() -> Non
     assert varies == 0.5 and 0 <= constant_too < 0.01
 
 
+def test_a_constant_that_rounds_is_constant() -> None:
+    """Its standard deviation is a rounding error, not one to divide by."""
+    values = np.full((100, 2), 0.1)
+    values[:, 1] = np.arange(100)
+    values[-1, 0] = 1  # constant among the cells that are read
+    cells = np.arange(99)
+    assert 0 < values[cells, 0].std() < 1e-15
+    (block,) = _noise._standardised(dataset(a=values).sources[0], cells)
+    assert np.abs(block[:, 0]).max() < 1e-12
+    assert block[:, 1].std() == pytest.approx(1)
+
+
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.75])
 def test_dropout_keeps_the_mean_and_drops_the_share(share: float) -> None:
     torch.manual_seed(0)

@@ -105,6 +105,50 @@ def test_cells_that_cannot_be_explained_are_named() -> None:
         choose_sample(data, np.full(4, -1), [0, 1], cells=None, background=None, **drawn)
 
 
+def mosaic_to_explain(has_adt: np.ndarray) -> Dataset:
+    """Cells with RNA, some of which have proteins too."""
+    n = len(has_adt)
+    names = pd.Index([f"c{i}" for i in range(n)])
+    rows = {"rna": np.arange(n), "adt": np.where(has_adt, np.arange(n), -1)}
+    sources = [
+        Source(ModalitySpec(name, ("f",), "gaussian"), np.zeros((n, 1)), where)
+        for name, where in rows.items()
+    ]
+    return Dataset(names, sources)
+
+
+def test_a_seldom_modality_is_explained_by_as_many_cells() -> None:
+    groups, rng = np.repeat([0, 1, 2], 100), np.random.default_rng(0)
+    has = rng.random(300) < 0.3
+    has[200:] = False
+    has[200:205] = True
+    data = mosaic_to_explain(has)
+    drawn: dict[str, Any] = {"cells": None, "background": None, "seed": 0, "n_background": 10}
+    found = choose_sample(data, groups, [0, 1], n_cells=20, **drawn)
+    assert np.bincount(groups[found.cells][has[found.cells]]).tolist() == [20, 20, 5]
+    assert (np.bincount(groups[found.cells]) >= 20).all()
+    only_rna = choose_sample(data, groups, [0], n_cells=20, **drawn)
+    assert np.bincount(groups[only_rna.cells]).tolist() == [20, 20, 20]
+
+
+def test_each_set_of_modalities_has_a_background_of_all_groups_that_have_it() -> None:
+    groups = np.repeat([0, 1, 2], 100)
+    data = mosaic_to_explain(np.isin(groups, (0, 1)) & (np.arange(300) % 2 == 0))
+    drawn: dict[str, Any] = {"cells": None, "background": None, "seed": 0, "n_cells": 20}
+    found = choose_sample(data, groups, [0, 1], n_background=30, **drawn)
+    by_mask = {mask: groups[found.background[rows]] for mask, rows in found.compared.items()}
+    of_both = by_mask[np.array([True, True]).tobytes()]
+    of_rna = by_mask[np.array([True, False]).tobytes()]
+    assert np.bincount(of_both).tolist() == [15, 15]
+    assert np.bincount(of_rna).tolist() == [10, 10, 10]
+    of_pair = choose_sample(data, groups, [1], n_background=30, **drawn)
+    assert list(of_pair.compared) == [np.array([False, True]).tobytes()]
+    named = choose_sample(
+        data, groups, [0, 1], n_background=30, **{**drawn, "background": ["c0", "c299"]}
+    )
+    assert named.compared == {}
+
+
 def test_a_feature_that_is_not_there_is_named() -> None:
     matrix = Matrix(np.arange(6.0).reshape(2, 3), {"x": 0, "y": 2})
     np.testing.assert_array_equal(matrix.take(np.array([1]), ["y", "x"]), [[5, 3]])

@@ -9,9 +9,9 @@ for groups; relevance of features for features of another modality is in `_expla
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -66,6 +66,9 @@ class ExplainSample:
     path
         Of a background: compare with it at random points between it and the cell (expected
         gradients) instead of end to end (DeepLIFT).
+    compared
+        Of a background: its rows for cells with certain modalities (bool, one for each, as bytes).
+        Other cells are compared with all rows that have what they have.
     """
 
     x: Sequence[Values | None]
@@ -74,6 +77,7 @@ class ExplainSample:
     batch: Floats | None = None
     n_groups: int | None = None
     path: Path | None = None
+    compared: Mapping[bytes, Rows] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Check shapes; sparse matrices become CSR."""
@@ -98,8 +102,10 @@ class ExplainSample:
         return self.groups.astype(np.intp), number
 
     def rows_observing(self, modalities: NDArray[np.bool_]) -> Rows:
-        """Cells that observe all of `modalities`; an error where there are none."""
-        rows = np.flatnonzero((self.observed | ~modalities).all(1))
+        """Rows for cells with these `modalities`, which they have; an error where none has."""
+        rows = self.compared.get(modalities.tobytes())
+        if rows is None:
+            rows = np.flatnonzero((self.observed | ~modalities).all(1))
         if not len(rows):
             raise ValueError(
                 "background: expected a cell with modalities "
@@ -296,8 +302,8 @@ def group_relevance(
     """Which features make a group: attributions of a group's own cells to that group's output.
 
     All modalities of a cell are the joint input; background rows are paired across modalities. A
-    cell that lacks a modality is compared with the background rows that have what it has,
-    evaluated as if they had nothing else; what it lacks does not enter the means.
+    cell that lacks a modality is compared with background rows that have what it has, evaluated as
+    if they had nothing else; what it lacks does not enter the means.
 
     Parameters
     ----------

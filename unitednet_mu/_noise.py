@@ -19,6 +19,8 @@ _BLOCK = 2048
 _PENALTIES = np.logspace(-1, 7, 41)
 #: Eigenvalues smaller than this share of the largest are rounding errors.
 _RANK = 1e-10
+#: So are standard deviations smaller than this share of the largest value.
+_ROUNDING = 1e-10
 _LARGEST = 0.9
 #: Where nothing can be found out: one modality only, or too few cells that have two.
 _DEFAULT = 0.5
@@ -142,4 +144,5 @@ def _standardised(source: Source, cells: NDArray[np.intp]) -> Iterator[Array]:
     for start in range(0, rows.shape[1], _BLOCK):
         block = to_dense(rows[:, start : start + _BLOCK]).astype(np.float64)
         spread = block.std(0)
-        yield (block - block.mean(0)) / np.where(spread > 0, spread, 1)
+        varies = spread > _ROUNDING * np.abs(block).max(0)
+        yield (block - block.mean(0)) / np.where(varies, spread, 1)

@@ -18,6 +18,8 @@ _SHRINKAGE = 0.03
 _BLOCK = 4096
 #: Reference cells that novelty is judged by, at most.
 _REFERENCE_CELLS = 20_000
+#: Reference cells that typical distances are taken from, at least.
+_FEWEST_CELLS = 20
 #: Turns a median absolute deviation into the standard deviation of a normal distribution.
 _MAD_TO_SD = 1.4826
 
@@ -29,7 +31,9 @@ class Familiarity:
     shared by all groups, less the distance to the reference as a whole. A softmax is as sure of
     cells far from everything as of any others; a distance is not. Distances are taken modality by
     modality and averaged over those that a cell has, so the groups of all modalities must agree;
-    the nearest group counts.
+    the nearest group counts. What is typical differs with the modalities that are there, so a cell
+    is judged by the reference's cells that have its modalities, as if they had no other; where
+    there are fewer than twenty of these, by all cells of the reference as they are.
 
     Parameters
     ----------
@@ -42,9 +46,7 @@ class Familiarity:
     def __init__(self, codes: NDArray[np.float32], groups: NDArray[np.intp]) -> None:
         self._groups = np.unique(groups)
         self._parts = [_Part(codes[:, m], groups, self._groups) for m in range(codes.shape[1])]
-        distance = self._distance(codes)
-        self._centre = float(np.nanmedian(distance))
-        self._spread = max(_MAD_TO_SD * float(np.nanmedian(np.abs(distance - self._centre))), 1e-12)
+        self._codes, self._has = codes, _measured(codes)
 
     @classmethod
     def of(cls, model: Model, reference: Dataset, seed: int) -> Self:
@@ -67,7 +69,25 @@ class Familiarity:
         Robust standard deviations of the reference's own cells from their median, one a cell: about
         0 for a cell like most of them. NaN for a cell without any modality.
         """
-        return ((self._distance(codes) - self._centre) / self._spread).astype(np.float32)
+        found, has = np.full(len(codes), np.nan, np.float32), _measured(codes)
+        of_reference = self._has.sum(0) > 1
+        for pattern in np.unique(has[:, of_reference], axis=0):
+            cells = (has[:, of_reference] == pattern).all(1)
+            if pattern.any():
+                centre, spread = self._typical(np.flatnonzero(of_reference)[pattern])
+                found[cells] = (self._distance(codes[cells]) - centre) / spread
+        return found
+
+    def _typical(self, modalities: NDArray[np.intp]) -> tuple[float, float]:
+        """Median distance of the reference's cells judged by these modalities, and its spread."""
+        able = self._has[:, modalities].all(1)
+        codes = self._codes
+        if able.sum() >= _FEWEST_CELLS:
+            codes = np.full_like(self._codes[able], np.nan)
+            codes[:, modalities] = self._codes[able][:, modalities]
+        distance = self._distance(codes)
+        centre = float(np.nanmedian(distance))
+        return centre, max(_MAD_TO_SD * float(np.nanmedian(np.abs(distance - centre))), 1e-12)
 
     def _distance(self, codes: NDArray[np.float32]) -> Array:
         nearest = np.full(len(codes), np.nan)
@@ -120,6 +140,11 @@ class _Part:
         to_whole = np.square(_whitened(self._whole, x[here] - self._mean)).sum(1)
         out[np.ix_(here, known)] = np.square(to_groups) - to_whole[:, None]
         return out
+
+
+def _measured(codes: NDArray[np.float32]) -> NDArray[np.bool_]:
+    """Cells x modalities."""
+    return np.asarray(~np.isnan(codes).any(2), dtype=bool)
 
 
 def _root(deviations: Array) -> Array:

@@ -127,7 +127,8 @@ def write_embedding(
         mdata.obs[keys.group_confidence] = confidence
         mdata.obsm[keys.probabilities] = encoded.probabilities
         table = pd.DataFrame(effects, index=names, columns=model.modality_names)
-        _store(mdata, keys, {"groups": names, "modality_effects": table, "version": _version()})
+        entries = {"groups": names, "modality_effects": table, "version": _version()}
+        _store(mdata, keys, {**entries, "labels_key": model.info.labels_key or ""})
 
 
 def call_groups(
@@ -163,11 +164,13 @@ def write_prediction(
     target: str,
     values: np.ndarray,
     *,
+    transform_batch: str | None,
     is_stored: bool,
 ) -> None:
     """Add the predicted modality for every cell that has one of the sources.
 
-    Its mark names the model by checksum where it is the one stored here (`is_stored`).
+    Its mark names the model by checksum where it is the one stored here (`is_stored`). Accuracy was
+    measured of the mean over batches, and is not known of a prediction as one of them.
     """
     name = keys.predicted(source, target)
     cells = ~np.isnan(values).any(1)
@@ -175,7 +178,9 @@ def write_prediction(
     features = np.asarray(spec.features)
     in_order = [modality for modality in model.modality_names if modality in source]
     nothing = np.full((len(ACCURACY), len(features)), np.nan, np.float32)
-    accuracy = model.accuracy.get(Keys(DEFAULT_STEM).predicted(in_order, target), nothing)
+    accuracy = nothing
+    if transform_batch is None:
+        accuracy = model.accuracy.get(Keys(DEFAULT_STEM).predicted(in_order, target), nothing)
     var = pd.DataFrame(
         {"feature": features, **dict(zip(ACCURACY, accuracy, strict=True))},
         index=[f"{name}:{feature}" for feature in features],
@@ -187,6 +192,7 @@ def write_prediction(
         "target": target,
         "layer": spec.layer or "",
         "use_rep": spec.use_rep or "",
+        "transform_batch": transform_batch or "",
         "key": keys.stem,
         "model": checksum(mdata, keys) if is_stored else "",
     }
@@ -269,13 +275,15 @@ def write_relevance(
     keys: Keys,
     model: Model,
     values: Mapping[str, Sequence[np.ndarray]],
+    n_cells: Sequence[np.ndarray],
     params: Mapping[str, Any],
     per_cell: Mapping[str, Any],
 ) -> None:
     """Write group relevance into ``.uns`` and, where features are variables, ``.varm``.
 
     `values` are ``signed``, ``absolute`` and, of several models, how far these agree; each has one
-    matrix a modality, features x groups. `per_cell` is the entry for attributions of single cells,
+    matrix a modality, features x groups. `n_cells` are, per modality, the explained cells of each
+    group that have it. `per_cell` is the entry for attributions of single cells,
     empty where there are none.
     """
     modalities: dict[str, Any] = {}
@@ -284,7 +292,8 @@ def write_relevance(
             _drop_relevance(adata, keys)
         for m, spec in enumerate(model.info.modalities):
             block = {name: matrices[m].astype(np.float32) for name, matrices in values.items()}
-            modalities[spec.name] = {"features": np.asarray(spec.features, dtype=str), **block}
+            features = np.asarray(spec.features, dtype=str)
+            modalities[spec.name] = {"features": features, "n_cells": n_cells[m], **block}
             if spec.name in mdata.mod and spec.use_rep is None:
                 adata = mdata.mod[spec.name]
                 for key, name in ((keys.relevance, "signed"), (keys.relevance_abs, "absolute")):

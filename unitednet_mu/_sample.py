@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import pandas as pd
@@ -12,13 +12,27 @@ from ._compat import warn_user
 from ._data import Dataset
 from ._validate import unknown_name
 
+#: Fewer background cells than this are worth a warning, where more were asked for.
+_FEW_BACKGROUND = 10
+
 
 @dataclass(frozen=True)
 class Sample:
-    """Positions of the cells to explain and of the background."""
+    """Which cells are explained, and what they are compared with.
+
+    Attributes
+    ----------
+    cells, background
+        Positions of the cells to explain, and of the background.
+    compared
+        By the modalities that a cell has, of those explained (bool, one for each of the model's, as
+        bytes): positions in `background` of the cells drawn for it. Empty where the background was
+        named: every cell is compared with all of it that have what it has.
+    """
 
     cells: np.ndarray
     background: np.ndarray
+    compared: Mapping[bytes, np.ndarray] = field(default_factory=dict)
 
 
 def choose_sample(
@@ -41,12 +55,12 @@ def choose_sample(
     groups
         Group of each cell, -1 where it has none.
     modalities
-        Modalities that are explained: a cell needs one of them, a background cell all of them.
-        Where no cell to explain has all, background is drawn for each largest set that one has.
+        Modalities that are explained: a cell needs one of them. Background is drawn for each set of
+        them that cells to explain have, from all cells that have these.
     n_cells
-        Largest number of cells per group.
+        Number of cells per group with each modality, if there are as many.
     n_background
-        Largest number of background cells (of each such set), evenly over groups.
+        Largest number of background cells for each such set, evenly over groups.
     cells, background
         Names instead.
     seed
@@ -64,36 +78,52 @@ def choose_sample(
     if not len(able):
         raise ValueError("expected cells with a group and a modality to explain, found none.")
     if cells is None:
-        chosen = _draw(able, groups, n_cells, rng)
+        chosen = _draw_of_each_modality(able, has, groups, n_cells, rng)
     else:
         chosen = _named(data, cells, able, "cells")
-    named = None if background is None else _named(data, background, order, "background")
+    patterns = np.unique(has[chosen], axis=0)
+    pools = [order[(has[order] | ~pattern).all(1)] for pattern in patterns]
+    if background is not None:
+        named = _named(data, background, order, "background")
+        for pattern, pool in zip(patterns, pools, strict=True):
+            if not np.isin(named, pool).any():
+                names = [data.sources[m].spec.name for m in np.asarray(modalities)[pattern]]
+                raise ValueError(
+                    f"background: expected a cell with {names}, as cells to explain have, found "
+                    "none."
+                )
+        return Sample(chosen, named)
     parts = []
-    for largest in _largest(has[chosen]):
-        pool = order[(has[order] | ~largest).all(1)]
-        if named is None:
-            per_group = -(-n_background // len(np.unique(groups[pool])))
-            parts.append(rng.permutation(_draw(pool, groups, per_group, rng))[:n_background])
-        elif np.isin(named, pool).any():
-            parts.append(named)
-        else:
-            names = [data.sources[m].spec.name for m in np.asarray(modalities)[largest]]
-            raise ValueError(
-                f"background: expected a cell with {names}, as cells to explain have, found none."
-            )
+    for pool in pools:
+        per_group = -(-n_background // len(np.unique(groups[pool])))
+        parts.append(rng.permutation(_draw(pool, groups, per_group, rng))[:n_background])
     # each once, in an order that does not depend on that of the cells
-    return Sample(chosen, np.array(list(dict.fromkeys(np.concatenate(parts).tolist())), np.intp))
+    whole = np.array(list(dict.fromkeys(np.concatenate(parts).tolist())), np.intp)
+    compared = {}
+    for pattern, part in zip(patterns, parts, strict=True):
+        mask = np.zeros(data.observed.shape[1], dtype=bool)
+        mask[list(modalities)] = pattern
+        compared[mask.tobytes()] = np.flatnonzero(np.isin(whole, part))
+    return Sample(chosen, whole, compared)
 
 
-def warn_of_one_group(groups: np.ndarray, names: Sequence[str]) -> None:
-    """Warn where all cells are of one group: what makes it a group is then not told.
+def warn_of_background(
+    sample: Sample, data: Dataset, groups: np.ndarray, names: Sequence[str], n_background: int
+) -> None:
+    """Warn where cells are compared with cells of one group, or with very few.
 
     Parameters
     ----------
+    sample
+        Cells and background, drawn.
+    data
+        All cells.
     groups
         Group of each cell of the data, -1 where it has none.
     names
         Of all groups.
+    n_background
+        How many background cells were asked for.
     """
     found = np.unique(groups[groups >= 0])
     if len(found) == 1 and len(names) > 1:
@@ -103,12 +133,39 @@ def warn_of_one_group(groups: np.ndarray, names: Sequence[str]) -> None:
             "an object that has cells of other groups (and name those of interest with cells=), or "
             "pass background=."
         )
+        return
+    for mask, rows in sample.compared.items():
+        has = np.frombuffer(mask, dtype=bool)
+        what = [source.spec.name for source, one in zip(data.sources, has, strict=True) if one]
+        of = np.unique(groups[sample.background[rows]])
+        if len(of) == 1 and len(names) > 1:
+            group = names[int(of[0])] if of[0] >= 0 else "none"
+            warn_user(
+                f"cells with {what} are compared with cells of one group only, {group!r}, as no "
+                "other has all of these: relevance of that group's own features is then too small. "
+                "Leave modalities out that only some groups have (fit(modalities=[...])), or read "
+                "relevance of cells with fewer modalities (cells=)."
+            )
+        elif len(rows) < min(_FEW_BACKGROUND, n_background):
+            warn_user(
+                f"cells with {what} are compared with {len(rows)} cells only, all that have these: "
+                "relevance depends much on which these are."
+            )
 
 
-def _largest(has: np.ndarray) -> list[np.ndarray]:
-    """Different rows (sets of modalities) that are not part of another."""
-    patterns = np.unique(has, axis=0)
-    return [p for p in patterns if (patterns[:, p].all(1)).sum() == 1]
+def _draw_of_each_modality(
+    cells: np.ndarray, has: np.ndarray, groups: np.ndarray, per_group: int, rng: np.random.Generator
+) -> np.ndarray:
+    """Cells of each group, and so many more that every modality has as many, or all there are."""
+    parts = []
+    for k in np.unique(groups[cells]):
+        part = rng.permutation(cells[groups[cells] == k])
+        taken = np.arange(len(part)) < per_group
+        for of in has[part].T:
+            missing = max(per_group - int((taken & of).sum()), 0)
+            taken[np.flatnonzero(of & ~taken)[:missing]] = True
+        parts.append(part[taken])
+    return np.concatenate(parts)
 
 
 def _draw(

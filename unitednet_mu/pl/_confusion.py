@@ -137,9 +137,9 @@ def _count(true: pd.Series, found: pd.Series, groupby: str, column: str) -> pd.D
 
 def _are_nameless(mdata: MuData, column: str, counts: pd.DataFrame, key_added: str) -> bool:
     """Return whether predicted groups have no names that could be right or wrong."""
-    keys = Keys(key_added)
-    data = _record(mdata, key_added).get("params", {}).get("data", {})
-    if column == keys.label or (column == keys.group and data.get("labels_key")):
+    keys, found = Keys(key_added), _record(mdata, key_added)
+    fitted = found.get("params", {}).get("data", {}).get("labels_key")  # of older files
+    if column == keys.label or (column == keys.group and found.get("labels_key", fitted)):
         return False
     shared = set(counts.columns) & set(counts.index) - {UNKNOWN}
     return not any(not name.isdigit() for name in shared)

@@ -13,7 +13,7 @@ from .. import _results
 from .._data import Dataset
 from .._keys import DEFAULT_STEM, UNKNOWN, check_key_added
 from .._model import Model
-from .._sample import choose_sample, warn_of_one_group
+from .._sample import choose_sample, warn_of_background
 from .._validate import as_names, check_mudata, check_random_state, obs_column, unknown_name
 from ._explain_checks import check_choice, check_several, check_whole
 from ._explain_cost import announce
@@ -81,13 +81,15 @@ def explain(
         default the group that the head identifies. Relevance of a group is averaged over that
         group's own cells only.
     n_cells
-        Largest number of cells explained per group, drawn at random; by default 200 for groups, and
-        100 for pairs of features, which cost more.
+        Number of cells explained per group, drawn at random; by default 200 for groups, and 100 for
+        pairs of features, which cost more. Where cells lack modalities so many more are drawn that
+        each modality has as many, or all that there are.
     n_background
         Largest number of background cells, by default 200 and 100 likewise, drawn evenly over
-        groups (a small group gives all that it has) from those that have all explained modalities
-        (where there are none, for each largest set of modalities that a cell has). Fewer cells and
-        background take less time, and leave more to which are drawn.
+        groups (a small group gives all that it has) from the cells that have all explained
+        modalities that the cells to explain have; where these differ in their modalities so many
+        for each set of them. Fewer cells and background take less time, and leave more to which
+        are drawn.
     cells, background
         Names of the cells to explain, and of the background, instead of drawing them.
     output
@@ -99,7 +101,7 @@ def explain(
         or ``"shap"``, ``shap.DeepExplainer`` itself, output by output, for small requests.
     n_samples
         Of expected gradients: points per cell, spread evenly over the background; raised to an even
-        multiple of its rows.
+        multiple of its rows (400 for groups, by default), as ``params`` then says.
     per_cell
         Keep the attributions of every single cell too, for `get.relevance` and
         `get.cross_relevance` to hand to :mod:`shap` (``as_explanation=True``): to the outputs named
@@ -147,7 +149,8 @@ def explain(
     ``.uns["unitednet"]["relevance"]`` : dict
         Group and feature names, and per modality ``signed`` and ``absolute`` float32 matrices,
         features x groups: the mean over the group's cells of the attribution to that group's
-        output, and of its absolute value. NaN where no cell of the group has the modality.
+        output, and of its absolute value. NaN where no cell of the group has the modality;
+        ``n_cells`` (int64, one a group) says how many of those explained do.
         ``params`` holds the sample, its groups, the background, the method, what the model
         ``reads`` of each modality (layer or ``.obsm`` matrix), the ``labels_key`` that it was
         trained on (``""`` without labels) and the additivity gap (largest error
@@ -215,7 +218,8 @@ def explain(
     UserWarning
         A modality looks like raw counts, and those that the model was trained on did not. One of
         the model's is missing, and one that it does not know has its features. Groups are
-        explained, and all cells are of one of them.
+        explained, and all cells are of one of them, or all that others can be compared with, or
+        fewer than ten cells are there to compare with.
 
     Notes
     -----
@@ -292,7 +296,7 @@ def explain(
     )
     sample = draw(data, groups, seed=seed)
     if source is None and background is None:
-        warn_of_one_group(groups, found.info.groups)
+        warn_of_background(sample, data, groups, found.info.groups, n_background)
     job = Job(found, data, groups, sample, progress, method=how)
     n_pairs = _pairs_kept(found, source, target, top_k)
     announce(job, len(models) + n_repeats + n_permutations, source, target, n_pairs)
@@ -322,10 +326,15 @@ def explain(
             whole, cell = job.explain_groups(output, kept)
         if n_permutations:
             more |= refits.of_groups(whole, output, fixed=groupby is not None)
-        params |= {"output": output, "n_cells": whole.n_cells, **how.params(whole)}
+        params |= {"output": output, "n_cells": whole.n_cells, **how.params(whole, job.n_points)}
         values = {"signed": whole.signed, "absolute": whole.absolute, **more}
         result = _results.target_of(mdata, copy)
-        _results.write_relevance(result, keys, found, values, params, cell)
+        measured = data.observed[sample.cells]
+        n_measured = [
+            np.bincount(groups[sample.cells[has]], minlength=len(found.info.groups))
+            for has in measured.T
+        ]
+        _results.write_relevance(result, keys, found, values, n_measured, params, cell)
     else:
         batches = [_batch_mixture(one, target, transform_batch) for one in models]
         if several:
@@ -339,7 +348,7 @@ def explain(
         if n_permutations:
             numbers = found.modality_index(source, "source"), found.modality_index(target, "target")
             more |= refits.of_pairs(pair, *numbers, batches[0])
-        params |= {"top_k": n_pairs or 0, "n_cells": pair.n_cells, **how.params(pair)}
+        params |= {"top_k": n_pairs or 0, "n_cells": pair.n_cells, **how.params(pair, job.n_points)}
         values = {"signed": pair.signed, "absolute": pair.absolute or [], **more}
         result = _results.target_of(mdata, copy)
         _results.write_cross_relevance(result, keys, found, source, target, values, params, cell)

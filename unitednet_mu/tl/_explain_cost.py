@@ -8,7 +8,6 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -125,7 +124,7 @@ def _check_memory(cost: Cost, device: torch.device, advice: str | None) -> None:
 
 
 def _group_cost(job: Job, n_models: int) -> Cost:
-    network, n_points = job.model.network, _n_points(job)
+    network, n_points = job.model.network, job.n_points
     n_cells, n_groups = len(job.sample.cells), len(job.model.info.groups)
     head: Any = network.heads[0]
     n_head = _n_weights(head)
@@ -161,7 +160,7 @@ def _cross_cost(job: Job, n_models: int, source: str, target: str, top_k: int | 
     return Cost(
         f"explain {n_target:,} features of {target!r} by {n_source:,} of {source!r} in {n_groups} "
         f"groups, {n_cells:,} cells" + _models(n_models),
-        n_models * n_cells * _cross_flop(network, s, t, _n_points(job), by_shap=by_shap),
+        n_models * n_cells * _cross_flop(network, s, t, job.n_points, by_shap=by_shap),
         n_cells * n_target if by_shap else 0,
         (4 if n_models > 1 else 2) * n_groups * per_group,
         in_sums * n_pairs,
@@ -196,11 +195,6 @@ def _n_weights(layers: nn.Module) -> int:
 
 def _device_of(job: Job) -> torch.device:
     return job.model.network.fusion.logits.device
-
-
-def _n_points(job: Job) -> int:
-    n_rows, path = len(job.sample.background), job.method.path
-    return n_rows if path is None else len(path.rows(np.arange(n_rows)))
 
 
 def _models(n_models: int) -> str:

@@ -156,7 +156,20 @@ class Job:
 
     def background(self, batch: np.ndarray | None = None) -> ExplainSample:
         """Values of the background, and how cells are compared with it."""
-        return replace(self.values(self.sample.background, batch), path=self.method.path)
+        values = self.values(self.sample.background, batch)
+        return replace(values, path=self.method.path, compared=self.sample.compared)
+
+    @property
+    def n_points(self) -> int:
+        """Points that a cell is compared with, at most."""
+        masks = np.unique(self.data.observed[self.sample.cells], axis=0)
+        n_rows, path = max(self._n_compared(mask) for mask in masks), self.method.path
+        return n_rows if path is None else len(path.rows(np.arange(n_rows)))
+
+    def _n_compared(self, mask: np.ndarray) -> int:
+        """How many background cells a cell with these modalities is compared with."""
+        rows = self.sample.compared.get(mask.tobytes())
+        return len(self.sample.background) if rows is None else len(rows)
 
     @contextmanager
     def progress_bar(self, what: str, n_models: int = 1) -> Iterator[Progress]:

@@ -53,12 +53,12 @@ class Method:
         """How points between cells and background are drawn; None where none are."""
         return Path(self.n_samples, self.seed) if self.name == "expected_gradients" else None
 
-    def params(self, found: GroupRelevance | CrossRelevance) -> dict[str, Any]:
-        """Return what is recorded of the method and its errors."""
+    def params(self, found: GroupRelevance | CrossRelevance, n_points: int) -> dict[str, Any]:
+        """Return what is recorded of the method, of its points for a cell, and its errors."""
         params: dict[str, Any] = {"method": self.name, "gap": float(found.gap)}
         if self.path is not None:
             params |= {
-                "n_samples": self.n_samples,
+                "n_samples": n_points,
                 "gap_standard_error": float(found.standard_error),
             }
         return params

@@ -60,7 +60,8 @@ def check_permutations(
             "any q would be far too small. Say how far fits agree (n_repeats), or test features "
             "that had no part in finding the groups: find groups with some modalities "
             "(tl.fit(..., modalities=[...])), write them down (tl.integrate), and train a model of "
-            "another modality on them as labels (labels_key='unitednet_group')."
+            "another modality on them as labels (tl.fit(..., labels_key='unitednet_group', "
+            "key_added='second'))."
         )
 
 

@@ -188,7 +188,8 @@ def fit(
         A modality looks like raw counts (with `model`: and those it was trained on did not), or
         has features that are constant or that float32 cannot tell apart. Cells are of batches that
         `model` does not know. With ``preset="spatial"``: a modality holds what neighbours express.
-        Labels are called "unknown", "nan" or the like, and are learned as such. Training diverged,
+        Labels are called "unknown", "nan" or the like, and are learned as such; `model` trains on
+        with labels that are all missing. Training diverged,
         and the best model until then is kept. A checkpoint could not be written, or the newest was
         damaged and the one before it is used.
 

@@ -56,6 +56,8 @@ def integrate(
         Probabilities of all groups.
     ``.uns["unitednet"]["groups"]`` : str array
         Names of the groups.
+    ``.uns["unitednet"]["labels_key"]`` : str
+        Column of labels that the model learned its groups from; empty where it found them.
     ``.uns["unitednet"]["modality_effects"]`` : DataFrame
         Groups x modalities, float64: the mean drop of the probability of the group when that
         modality is left out, over the group's cells that have it and another one; NaN where there

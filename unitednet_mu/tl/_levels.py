@@ -54,7 +54,7 @@ def with_labels(
     Warns
     -----
     UserWarning
-        New labels are called as cells without one often are.
+        New labels are called as cells without one often are; a model trains on without any label.
     """
     if labels_key is None:
         return info
@@ -65,6 +65,11 @@ def with_labels(
             known = list(info.groups)
             raise ValueError(f"{unknown_name('labels_key: label', unknown[0], known)} {advice}")
         codes = _positions(codes, names, info.groups)
+        if not (codes >= 0).any():
+            warn_user(
+                f"labels_key={labels_key!r}: every value is missing; the model trains on with "
+                "these cells, but learns nothing more of its groups."
+            )
     else:
         check_labels(codes, names, labels_key)
         check_shared(codes, names, "labels_key", labels_key)

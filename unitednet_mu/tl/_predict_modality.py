@@ -64,8 +64,10 @@ def predict_modality(
         cells of the training data. ``.var["error_q05"]`` and ``.var["error_q95"]``, added to the
         prediction, bound an interval that nine of ten measurements fall into, over cells like the
         held-out ones (split conformal prediction, made wider where the training on all cells moved
-        the predictions). All four NaN where not measured. Embeddings of `mdata` are copied into its
-        ``.obsm``. ``.uns["unitednet_prediction"]`` marks it; it is never trained on.
+        the predictions). All four NaN where not measured, and with `transform_batch`, as they are
+        of the mean over batches. Embeddings of `mdata` are copied into its
+        ``.obsm``. ``.uns["unitednet_prediction"]`` marks it, and says what it was predicted
+        from and as which batch; it is never trained on.
     ``.uns["unitednet"]["version"]`` : str
         Version of this package; marks the stem as its own.
 
@@ -122,7 +124,16 @@ def predict_modality(
         data, sources, target, transform_batch=transform_batch, progress=progress
     )
     result = _results.target_of(mdata, copy)
-    _results.write_prediction(result, keys, found, sources, target, values, is_stored=model is None)
+    _results.write_prediction(
+        result,
+        keys,
+        found,
+        sources,
+        target,
+        values,
+        transform_batch=transform_batch,
+        is_stored=model is None,
+    )
     return result if copy else None
 
 
