@@ -152,6 +152,46 @@ def test_a_background_of_one_group_is_pointed_at(trained: MuData) -> None:
         un.tl.explain(one, source="rna", target="adt", progress=False)
 
 
+def without_adt(mdata: MuData, cells: np.ndarray) -> MuData:
+    """The same cells, of which some lack proteins."""
+    has = ~np.isin(np.arange(len(mdata)), cells)
+    with quiet_update():
+        return MuData({"rna": mdata.mod["rna"].copy(), "adt": mdata.mod["adt"][has].copy()})
+
+
+def test_cells_are_compared_with_cells_of_all_groups_that_have_what_they_have(
+    trained: MuData,
+) -> None:
+    """Where only one group has proteins, all groups are still compared in RNA."""
+    model, groups = un.get.model(trained), trained.obs["unitednet_group"].to_numpy()
+    part = without_adt(trained, np.flatnonzero(groups != "group0"))
+    part.obs["group"] = trained.obs["unitednet_group"]
+    asked = {"groupby": "group", "model": model, "progress": False}
+    with pytest.warns(UserWarning, match=r"\['rna', 'adt'\] are compared with cells of one group"):
+        un.tl.explain(part, **asked)
+    found = part.uns["unitednet"]["relevance"]
+    background = found["params"]["background"].tolist()
+    assert set(trained.obs.loc[background, "unitednet_group"]) == set(GROUPS)
+    n_adt = [int((groups == name).sum()) if name == "group0" else 0 for name in GROUPS]
+    assert found["modalities"]["adt"]["n_cells"].tolist() == n_adt
+    assert found["modalities"]["rna"]["n_cells"].tolist() == found["params"]["n_cells"].tolist()
+    alone = MuData({"rna": trained.mod["rna"]})
+    alone.obs["group"] = trained.obs["unitednet_group"]
+    un.tl.explain(alone, **asked)
+    without = alone.uns["unitednet"]["relevance"]["modalities"]["rna"]["signed"]
+    for k in (1, 2):  # cells without proteins: as if nobody had any
+        np.testing.assert_allclose(
+            found["modalities"]["rna"]["signed"][:, k], without[:, k], atol=1e-5
+        )
+
+
+def test_a_background_of_few_cells_is_pointed_at(trained: MuData) -> None:
+    lacking = np.setdiff1d(np.arange(len(trained)), [*range(6)])
+    part = without_adt(trained, lacking)
+    with pytest.warns(UserWarning, match=r"compared with 6 cells, all that have these"):
+        un.tl.explain(part, model=un.get.model(trained), progress=False)
+
+
 def test_a_cell_named_twice_counts_once(trained: MuData) -> None:
     cells = trained.obs_names[[5, 5, 17]].tolist()
     un.tl.explain(trained, cells=cells, per_cell=True, progress=False)

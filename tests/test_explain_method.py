@@ -91,6 +91,8 @@ def test_expected_gradients_are_seeded_and_their_error_is_kept(
         errors.append(params["gap_standard_error"])
         assert params["n_samples"] == n_samples
         assert params["gap"] > 0
+    un.tl.explain(trained, method="expected_gradients", n_samples=15, **settings, **cells)
+    assert params_of(trained, settings)["n_samples"] == 20  # twice each row of the background
     np.testing.assert_array_equal(runs[0], runs[1])
     assert np.nanmax(np.abs(runs[0] - runs[2])) > 0
     assert errors[0] == errors[1] != errors[2]

@@ -292,6 +292,14 @@ def test_warm_start_of_a_model_without_labels(paired: MuData, quick: dict[str, A
     assert paired.uns["unitednet"]["groups"].tolist() == ["0", "1", "2"]
 
 
+def test_going_on_without_any_label_is_said(fitted: MuData, quick: dict[str, Any]) -> None:
+    del quick["network"]
+    more = fitted.copy()
+    more.obs["cell_type"] = pd.Categorical([None] * len(more), categories=["group0"])
+    with pytest.warns(UserWarning, match="labels_key='cell_type': every value is missing"):
+        un.tl.fit(more, model=un.get.model(fitted), **quick)
+
+
 def test_warm_start_on_other_cells(fitted: MuData, quick: dict[str, Any]) -> None:
     """Other cells, fewer modalities: what is not there stays as it was."""
     del quick["network"]

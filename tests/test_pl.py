@@ -24,6 +24,7 @@ from scipy import sparse
 from test_get import ABSOLUTE_RNA, GROUPS, SIGNED_RNA, stored_mdata
 from test_images import FIGURES
 
+import unitednet_mu as un
 from unitednet_mu import metrics, pl
 from unitednet_mu.pl._style import literals
 
@@ -395,6 +396,27 @@ def test_confusion_takes_learned_names_at_their_word(mdata: md.MuData) -> None:
     mdata.obs["unseen"] = "a type that the reference lacks"
     labels = pl.confusion(mdata, groupby="unseen")
     assert labels.get_title().startswith("accuracy 0.00, balanced 0.00, ")
+
+
+def test_confusion_knows_a_query_by_the_model_that_embedded_it() -> None:
+    """A query has no settings of a fit; `integrate` says what the model learned its groups from."""
+    cells = un.datasets.simulate_multimodal(n_obs=60, n_groups=2)
+    cells.obs["type"] = cells.obs["cell_type"].cat.rename_categories(["1", "0"])
+    quick = {"training": {"max_epochs": 1}, "progress": False}
+    un.tl.fit(cells, labels_key="type", **quick)
+    model = un.get.model(cells)
+    query = un.datasets.simulate_multimodal(n_obs=40, n_groups=2, random_state=1)
+    un.tl.integrate(query, model=model)
+    assert query.uns["unitednet"]["labels_key"] == "type"
+    query.obs["truth"] = pd.Categorical(["0", "1"] * 20)
+    query.obs["unitednet_group"] = pd.Categorical(["1", "0"] * 20)
+    named = pl.confusion(query, groupby="truth")
+    assert named.get_title().startswith("accuracy 0.00, balanced 0.00, ")
+    un.tl.fit(cells, n_groups=2, **quick)
+    un.tl.integrate(query, model=un.get.model(cells))
+    query.obs["unitednet_group"] = pd.Categorical(["1", "0"] * 20)
+    assert query.uns["unitednet"]["labels_key"] == ""
+    assert "1.00 after matching" in pl.confusion(query, groupby="truth").get_title()
 
 
 def test_confusion_leaves_what_an_earlier_model_wrote(mdata: md.MuData) -> None:

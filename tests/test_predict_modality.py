@@ -377,6 +377,21 @@ def test_transform_batch(batched: MuData) -> None:
         np.testing.assert_allclose(batched.mod["adt_from_rna"].X, expected, atol=1e-5)
 
 
+def test_accuracy_is_that_of_the_mean_over_batches(batched: MuData) -> None:
+    """How good a prediction as one batch is nobody has measured."""
+    model = un.get.model(batched)
+    model.accuracy = {"adt_from_rna": np.ones((4, batched.mod["adt"].n_vars), np.float32)}
+    asked = {"source": "rna", "target": "adt", "model": model}
+    un.tl.predict_modality(batched, **asked, transform_batch="batch0")
+    as_one = batched.mod["adt_from_rna"]
+    known = ["expected_r", "expected_r_within_groups", "error_q05", "error_q95"]
+    assert as_one.var[known].isna().all(axis=None)
+    assert as_one.uns["unitednet_prediction"]["transform_batch"] == "batch0"
+    un.tl.predict_modality(batched, **asked)
+    assert batched.mod["adt_from_rna"].var[known].notna().all(axis=None)
+    assert batched.mod["adt_from_rna"].uns["unitednet_prediction"]["transform_batch"] == ""
+
+
 def test_default_is_the_mean_over_batches_that_measured_the_target(batched: MuData) -> None:
     rna, adt = code(batched, 0, "rna"), code(batched, 1, "adt")
     un.tl.predict_modality(batched, source="rna", target="adt")

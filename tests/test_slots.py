@@ -290,6 +290,7 @@ def test_predicted_modality_in_full(fresh: MuData, fitted_mosaic: MuData) -> Non
         "target",
         "layer",
         "use_rep",
+        "transform_batch",
         "key",
         "model",
     }
@@ -317,7 +318,7 @@ def test_relevance_in_full(fitted_mosaic: MuData) -> None:
     common |= {"method", "reads", "labels_key"}
     assert set(relevance["params"]) == common | {"output"}
     for name, block in relevance["modalities"].items():
-        assert set(block) == {"features", "signed", "absolute"}
+        assert set(block) == {"features", "n_cells", "signed", "absolute"}
         assert block["signed"].shape == (fitted_mosaic.mod[name].n_vars, 3)
         assert block["signed"].dtype == block["absolute"].dtype == np.float32
     cross = fitted_mosaic.uns[STEM]["cross_relevance"]["adt_from_rna"]
@@ -338,7 +339,7 @@ def test_significance_in_full(fitted: MuData) -> None:
     for one in (relevance, cross):
         assert one["params"]["n_permutations"] == 6
     for name, block in relevance["modalities"].items():
-        assert set(block) == {"features", "signed", "absolute", "p", "q"}
+        assert set(block) == {"features", "n_cells", "signed", "absolute", "p", "q"}
         for kind in ("p", "q"):
             assert block[kind].shape == (fitted.mod[name].n_vars, 3)
             assert block[kind].dtype == np.float32

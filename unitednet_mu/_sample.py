@@ -134,10 +134,11 @@ def warn_of_background(
             "pass background=."
         )
         return
-    for mask, rows in sample.compared.items():
+    for mask in sample.compared:
         has = np.frombuffer(mask, dtype=bool)
+        pool = (data.observed | ~has).all(1)
         what = [source.spec.name for source, one in zip(data.sources, has, strict=True) if one]
-        of = np.unique(groups[sample.background[rows]])
+        of = np.unique(groups[pool])
         if len(of) == 1 and len(names) > 1:
             group = names[int(of[0])] if of[0] >= 0 else "none"
             warn_user(
@@ -146,9 +147,9 @@ def warn_of_background(
                 "Leave modalities out that only some groups have (fit(modalities=[...])), or read "
                 "relevance of cells with fewer modalities (cells=)."
             )
-        elif len(rows) < min(_FEW_BACKGROUND, n_background):
+        elif pool.sum() < min(_FEW_BACKGROUND, n_background):
             warn_user(
-                f"cells with {what} are compared with {len(rows)} cells only, all that have these: "
+                f"cells with {what} are compared with {pool.sum()} cells, all that have these: "
                 "relevance depends much on which these are."
             )
 
