@@ -232,8 +232,9 @@ class TrainingConfig(_Config):
         Tasks take turns, each with a step of its own per mini-batch (the paper's schedule);
         ``False`` sums them.
     start
-        Where the heads start when groups are found without labels: ``"leiden"`` or ``"kmeans"`` on
-        the codes after a warm-up, or ``"random"``.
+        Where the heads start when groups are found without labels: on the codes after a warm-up,
+        ``"leiden"``, from communities, or from k-means where that agrees with itself clearly more;
+        ``"kmeans"`` always; or ``"random"``.
     warmup
         Share of the epochs before the groups start.
     cuda_graphs

@@ -189,7 +189,7 @@ def table(found: list[tuple[str, dict[str, float]]]) -> pd.DataFrame:
             "read from": where,
             "epoch, cells/s": round(values["trained"] / values["epoch"]),
             "integrate, cells/s": round(values["cells"] / values["integrate"]),
-            "whole fit, s": round(values["fit"], 1),
+            "fit of one epoch, s": round(values["fit"], 1),
             "peak RSS, GiB": round(values["peak"] / 2**30, 2),
         }
         for name in cost:

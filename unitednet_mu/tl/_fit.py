@@ -167,7 +167,7 @@ def fit(
     TypeError
         `mdata` is not a MuData, or settings are of the wrong type.
     ImportError
-        Several processes without Lightning Fabric (``pip install 'unitednet_mu[distributed]'``).
+        Several processes without Lightning Fabric (``pip install lightning-fabric``).
     ValueError
         Both `labels_key` and `n_groups`, or labels in a column that is written over; several
         processes in a notebook, more than there are GPUs, or an unknown strategy; data that are not

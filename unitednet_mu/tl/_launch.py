@@ -47,7 +47,7 @@ def join_processes(
     except ImportError as error:
         raise ImportError(
             f"devices={devices!r}, num_nodes={num_nodes!r}: several processes need Lightning "
-            "Fabric; pip install 'unitednet_mu[distributed]'."
+            "Fabric; pip install lightning-fabric."
         ) from error
     fabric = Fabric(
         accelerator=device.type,
