@@ -56,15 +56,21 @@ def test_it_is_the_likeliest_after_the_cells(
     assert found == pytest.approx(expected, rel=1e-3)
 
 
+def test_weak_logits_are_sharpened(fitted: MuData, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where features are dropped nearly always a network's logits are far too small."""
+    logits, labels = drawn(5000, sure=1.0)
+    assert temperature(fitted, monkeypatch, logits / 12, labels) == pytest.approx(1 / 12, rel=0.1)
+
+
 def test_few_cells_that_are_all_right_say_little(
     fitted: MuData, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The likeliest temperature alone would be as small as it may be, 1/3."""
+    """The likeliest temperature alone would be as small as it may be."""
     labels = np.arange(40) % 4
     logits = 3 * np.eye(4, dtype=np.float32)[labels]
     few = temperature(fitted, monkeypatch, logits, labels)
     many = temperature(fitted, monkeypatch, np.repeat(logits, 100, 0), np.repeat(labels, 100))
-    assert 1 / 3 < many < few
+    assert 1 / 30 < many < few
     assert 0.6 < few < 1
 
 

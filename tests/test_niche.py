@@ -139,10 +139,12 @@ def test_a_spot_in_the_same_place_weighs_as_the_nearest_other() -> None:
     positions = np.array([[0.0, 0], [0, 0], [2, 0], [0, 4], [90, 90], [90, 90], [90, 90]])
     values = np.eye(7)
     mdata = spatial(values, positions)
-    un.pp.niche(mdata, n_neighbors=3)
+    with pytest.warns(UserWarning, match="5 of 7 spots lie exactly where another one does"):
+        un.pp.niche(mdata, n_neighbors=3)
     np.testing.assert_allclose(mdata["niche"].X[0], [0, 0.4, 0.4, 0.2, 0, 0, 0], atol=1e-6)
     np.testing.assert_allclose(mdata["niche"].X[1], [0.4, 0, 0.4, 0.2, 0, 0, 0], atol=1e-6)
-    un.pp.niche(mdata, n_neighbors=2)
+    with pytest.warns(UserWarning, match="5 of 7"):
+        un.pp.niche(mdata, n_neighbors=2)
     np.testing.assert_allclose(mdata["niche"].X[4], [0, 0, 0, 0, 0, 0.5, 0.5], atol=1e-6)
 
 
@@ -188,7 +190,8 @@ def test_slices_do_not_meet(values: np.ndarray, scattered: np.ndarray) -> None:
     mdata.obs["slice"] = pd.Categorical.from_codes(library - 1, ["a", "b", "c"])
     again = un.pp.niche(mdata, n_neighbors=4, library_key="slice", copy=True)
     np.testing.assert_array_equal(again["niche"].X, mdata["niche"].X)
-    mixed = un.pp.niche(mdata, n_neighbors=4, copy=True)
+    with pytest.warns(UserWarning, match="60 of 60 spots lie exactly where another one does"):
+        mixed = un.pp.niche(mdata, n_neighbors=4, copy=True)
     assert np.abs(mixed["niche"].X - mdata["niche"].X).max() > 0.1
     assert again["niche"].uns[MARK]["library_key"] == "slice"
 

@@ -11,6 +11,7 @@ from mudata import MuData
 
 import unitednet_mu as un
 from unitednet_mu import _held_out, _model
+from unitednet_mu._compat import quiet_update
 from unitednet_mu._matrix import Source
 from unitednet_mu._model import Model
 from unitednet_mu._results import ACCURACY
@@ -154,7 +155,8 @@ def test_expected_accuracy_is_found_in_blocks(
         others = [name for name in "abc" if name != target]
         for sources in ([others[0]], [others[1]], others):
             predicted = model.predict(data, sources, target)
-            cells = np.flatnonzero(data.observed[:, m] & ~np.isnan(predicted).any(1))
+            needed = [m, *("abc".index(name) for name in sources)]
+            cells = np.flatnonzero(data.observed[:, needed].all(1))
             measured = mdata.mod[target][mdata.obs_names[cells]].X
             error = np.sort(measured - predicted[cells], axis=0)
             beyond = int(0.05 * (len(cells) + 1))  # so many errors lie on each side
@@ -375,6 +377,32 @@ def test_transform_batch(batched: MuData) -> None:
         un.tl.predict_modality(batched, source="rna", target="adt", transform_batch=f"batch{i}")
         expected = decoded(batched, rna, 1, vector)
         np.testing.assert_allclose(batched.mod["adt_from_rna"].X, expected, atol=1e-5)
+
+
+def test_accuracy_is_that_of_the_sources_that_cells_have(fitted: MuData) -> None:
+    """Of several sources a cell with one of them is predicted as from that one alone."""
+    model, n = un.get.model(fitted), fitted.mod["adt"].n_vars
+    rng = np.random.default_rng(0)
+    names = ("adt_from_rna", "adt_from_rna+adt")
+    model.accuracy = {name: rng.random((4, n)).astype(np.float32) for name in names}
+    known = ["expected_r", "expected_r_within_groups", "error_q05", "error_q95"]
+
+    def stated(mdata: MuData, source: list[str]) -> np.ndarray:
+        un.tl.predict_modality(mdata, source=source, target="adt", model=model)
+        return mdata.mod["adt_from_" + "+".join(source)].var[known].to_numpy().T
+
+    with quiet_update():
+        only_rna = MuData({"rna": fitted.mod["rna"].copy()})
+        some = MuData({"rna": fitted.mod["rna"].copy(), "adt": fitted.mod["adt"][:50].copy()})
+    alone, both = (model.accuracy[name] for name in names)
+    both_sources = ["rna", "adt"]
+    np.testing.assert_array_equal(stated(only_rna, both_sources), alone)
+    np.testing.assert_array_equal(stated(fitted, both_sources), both)
+    worst = np.minimum(alone, both)
+    worst[3] = np.maximum(alone, both)[3]
+    np.testing.assert_array_equal(stated(some, both_sources), worst)
+    del model.accuracy["adt_from_rna"]
+    assert np.isnan(stated(some, both_sources)).all()
 
 
 def test_accuracy_is_that_of_the_mean_over_batches(batched: MuData) -> None:

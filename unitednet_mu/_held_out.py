@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
@@ -18,6 +19,9 @@ from ._model import Model
 FEW_CELLS = 20
 #: Standard deviation of the logarithm of the temperature before anything is known.
 _TEMPERATURE_SPREAD = 0.35
+#: Smallest and largest temperature. Networks of noisy features, which are dropped in training nine
+#: times in ten, have weak logits.
+_TEMPERATURES = (1 / 30, 3.0)
 #: Cells whose predictions are compared with their measurements at a time.
 _ACCURACY_CELLS = 512
 #: Cells whose errors are held at once, for their quantiles.
@@ -27,7 +31,7 @@ _TAIL = 0.05
 
 
 def calibrate(model: Model, held_out: Dataset) -> None:
-    """Set the temperature, 1/3 to 3, by held-out labels (Guo et al. 2017).
+    """Set the temperature, 1/30 to 3, by held-out labels (Guo et al. 2017).
 
     To the likeliest after them, where its logarithm was normal around 0 before: a few cells that
     are all right say little of how sure to be, and cells of another batch are harder.
@@ -44,7 +48,8 @@ def calibrate(model: Model, held_out: Dataset) -> None:
         misfit = F.cross_entropy(logits / np.exp(log_temperature), labels, reduction="sum")
         return float(misfit) + (log_temperature / _TEMPERATURE_SPREAD) ** 2 / 2
 
-    found = minimize_scalar(loss, bounds=(-np.log(3), np.log(3)), method="bounded")
+    low, high = (math.log(bound) for bound in _TEMPERATURES)
+    found = minimize_scalar(loss, bounds=(low, high), method="bounded")
     model.network.temperature.fill_(float(np.exp(found.x)))
 
 
@@ -56,7 +61,8 @@ def expected_accuracy(model: Model, held_out: Dataset) -> dict[str, np.ndarray]:
     By ``"<target>_from_<sources>"`` a float32 array, 4 x target features: Pearson r over held-out
     cells, and within groups (true labels where given, else the head's); the 5 % and the 95 %
     quantile of the error, measured minus predicted, in the target's units (NaN where it is binary).
-    NaN where fewer than 20 cells have source and target; r also where a feature does not vary.
+    NaN where fewer than 20 cells have the target and all sources; r also where a feature does not
+    vary.
     """
     logits = np.nan_to_num(model.encode(held_out).logits, nan=-np.inf)
     groups = np.where(held_out.labels >= 0, held_out.labels, logits.argmax(1))
@@ -87,7 +93,7 @@ def widen_intervals(
 
 @dataclass(frozen=True)
 class _Prediction:
-    """One modality predicted from others, for held-out cells that have both sides."""
+    """One modality predicted from others, for held-out cells that have it and all of these."""
 
     model: Model
     held_out: Dataset
@@ -108,7 +114,8 @@ class _Prediction:
     @property
     def cells(self) -> np.ndarray:
         """Positions of the cells; none where they are too few."""
-        cells = np.flatnonzero(self.held_out.observed[:, self.m] & ~np.isnan(self.fused).any(1))
+        sources = [self.model.modality_index(name, "source") for name in self.sources]
+        cells = np.flatnonzero(self.held_out.observed[:, [self.m, *sources]].all(1))
         return cells if len(cells) >= FEW_CELLS else cells[:0]
 
     def compared(self, cells: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:

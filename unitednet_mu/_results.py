@@ -75,6 +75,7 @@ def write_fit(mdata: MuData, keys: Keys, model: Model, history: pd.DataFrame, en
                 "data": data,
                 "network": _plain(info.network),
                 "training": _plain(info.training),
+                "calibration_temperature": float(model.network.temperature),
                 "ended": ended,
             },
             "history": history,
@@ -163,24 +164,24 @@ def write_prediction(
     source: Sequence[str],
     target: str,
     values: np.ndarray,
+    observed: np.ndarray,
     *,
     transform_batch: str | None,
     is_stored: bool,
 ) -> None:
     """Add the predicted modality for every cell that has one of the sources.
 
-    Its mark names the model by checksum where it is the one stored here (`is_stored`). Accuracy was
-    measured of the mean over batches, and is not known of a prediction as one of them.
+    `observed` says which of the sources each cell has. Its mark names the model by checksum where
+    it is the one stored here (`is_stored`). Accuracy was measured of the mean over batches, and is
+    not known of a prediction as one of them.
     """
     name = keys.predicted(source, target)
     cells = ~np.isnan(values).any(1)
     spec = model.info.modalities[model.modality_index(target, "target")]
     features = np.asarray(spec.features)
-    in_order = [modality for modality in model.modality_names if modality in source]
-    nothing = np.full((len(ACCURACY), len(features)), np.nan, np.float32)
-    accuracy = nothing
+    accuracy = np.full((len(ACCURACY), len(features)), np.nan, np.float32)
     if transform_batch is None:
-        accuracy = model.accuracy.get(Keys(DEFAULT_STEM).predicted(in_order, target), nothing)
+        accuracy = _least_accuracy(model, source, target, observed[cells], accuracy)
     var = pd.DataFrame(
         {"feature": features, **dict(zip(ACCURACY, accuracy, strict=True))},
         index=[f"{name}:{feature}" for feature in features],
@@ -203,6 +204,24 @@ def write_prediction(
                 predicted.obsm[key] = embedding[cells]
         _compat.add_modality(mdata, name, predicted)
         _store(mdata, keys, {"version": _version()})
+
+
+def _least_accuracy(
+    model: Model, source: Sequence[str], target: str, observed: np.ndarray, unknown: np.ndarray
+) -> np.ndarray:
+    """Accuracy from the sources that cells have; where they differ in these, the least.
+
+    `unknown` where that of some cells was not measured.
+    """
+    measured = []
+    for has in np.unique(observed, axis=0):
+        there = {name for name, one in zip(source, has, strict=True) if one}
+        in_order = [name for name in model.modality_names if name in there]
+        measured.append(model.accuracy.get(Keys(DEFAULT_STEM).predicted(in_order, target), unknown))
+    if len(measured) == 1:
+        return measured[0]
+    r_overall, r_within, low, high = np.moveaxis(np.stack(measured), 1, 0)
+    return np.stack([r_overall.min(0), r_within.min(0), low.min(0), high.max(0)])
 
 
 def write_labels(

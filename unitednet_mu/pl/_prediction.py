@@ -157,6 +157,8 @@ def prediction(
     bounds = intervals(predicted) if layer == modelled else {}
     for axis, feature in zip(axes, chosen, strict=True):
         _draw(axis, feature, x[feature].to_numpy(), y[feature].to_numpy(), groups, colours)
+        if here and target in source_names(source):
+            axis.set_title(f"{axis.get_title()}\n(with its own input)", fontsize=LABEL)
         for error in bounds.get(feature, ()):  # measured = predicted + error
             axis.axline((0, -error), slope=1, color=_GUIDE, linestyle=":", linewidth=0.8, zorder=0)
     for axis in axes[-N_COLUMNS:]:

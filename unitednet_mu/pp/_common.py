@@ -45,7 +45,7 @@ def find_counts(adata: AnnData, mod: str, layer: str | None) -> Any:
         raise ValueError(
             f"modality {mod!r}: expected raw counts in {where}, found other values beside a layer "
             f"{COUNTS!r}: it was prepared before. Keep it as it is, or pass layer={COUNTS!r} to "
-            "prepare it anew from these counts."
+            "prepare it anew from these counts (whose library sizes are of the genes still there)."
         )
     _check_counts(values, mod, layers)
     return values.copy() if adata.is_view else values  # a view's array, copied, is a plain one

@@ -92,7 +92,8 @@ def niche(
     Warns
     -----
     UserWarning
-        The values look like raw counts, whose mean follows the neighbours' depth.
+        The values look like raw counts, whose mean follows the neighbours' depth. Without
+        `library_key`: spots share their place with others, as those of several slices do.
 
     Notes
     -----
@@ -197,7 +198,10 @@ def _neighbours(
     positions = _spatial.find_positions(mdata, mod, spatial_key)
     located = np.asarray(~np.isnan(positions).any(1))
     slices = _spatial.find_slices(mdata, mod, library_key, located)
-    return _spatial.nearest_distances(positions, slices, int(n_neighbors)), positions
+    distances = _spatial.nearest_distances(positions, slices, int(n_neighbors))
+    if library_key is None:
+        _spatial.warn_of_shared_places(positions[located], mod)
+    return distances, positions
 
 
 def _report_missing(adata: AnnData, mod: str, spots: np.ndarray, key_added: str) -> None:

@@ -31,7 +31,8 @@ def rna(
     Calls :func:`scanpy.pp.normalize_total`, :func:`scanpy.pp.log1p` and, where `n_top_genes` is
     given, :func:`scanpy.pp.highly_variable_genes` (flavour ``"seurat"``) on the result. With the
     default `target_sum` a cell's values depend on that cell alone, so that a reference and a query
-    prepared apart agree.
+    prepared apart agree, as long as both have the same genes then: the library size is the sum of
+    those that are there. Choose genes after this step, not before.
 
     Parameters
     ----------

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 from sklearn.neighbors import KDTree
 
-from .._compat import is_sparse
+from .._compat import is_sparse, warn_user
 from .._validate import as_names, check_shared, obs_column, unknown_name
 
 logger = logging.getLogger(__name__)
@@ -24,6 +24,8 @@ Floats = NDArray[np.float64]
 _TIE = 1e-5
 #: Neighbours per spot, as a multiple of those asked for, beyond which positions cannot be right.
 _MOST_TIES = 50
+#: Share of spots that may lie where another one does, without a slice each.
+_SHARED_PLACES = 0.05
 
 
 def find_positions(mdata: MuData, mod: str, spatial_key: str) -> Floats:
@@ -72,6 +74,18 @@ def find_positions(mdata: MuData, mod: str, spatial_key: str) -> Floats:
             f"{positions[first].tolist()} for cell {adata.obs_names[first]!r}."
         )
     return positions
+
+
+def warn_of_shared_places(positions: Floats, mod: str) -> None:
+    """Warn where many spots lie exactly where another does: slices may have been put together."""
+    _, counts = np.unique(positions, axis=0, return_counts=True)
+    shared = int(counts[counts > 1].sum())
+    if shared > _SHARED_PLACES * len(positions):
+        warn_user(
+            f"modality {mod!r}: {shared} of {len(positions)} spots lie exactly where another one "
+            "does. If they are of several slices, name the column of .obs that tells which "
+            "(library_key=...), or they count as neighbours."
+        )
 
 
 def find_slices(

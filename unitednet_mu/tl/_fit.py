@@ -146,7 +146,8 @@ def fit(
 
     ``.uns["unitednet"]["params"]`` : dict
         Settings of data, network and training; ``["ended"]`` is ``"finished"``, or
-        ``"interrupted"`` or ``"diverged"`` where training ended early (see Notes).
+        ``"interrupted"`` or ``"diverged"`` where training ended early (see Notes);
+        ``["calibration_temperature"]`` divides the logits of groups (1: not calibrated).
     ``.uns["unitednet"]["history"]`` : DataFrame
         One row an epoch: losses on training and held-out cells.
     ``.uns["unitednet"]["groups"]`` : str array

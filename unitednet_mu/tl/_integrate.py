@@ -51,7 +51,9 @@ def integrate(
     ``.obs["unitednet_group"]`` : category
         Group identified by the head.
     ``.obs["unitednet_group_confidence"]`` : float32
-        Its probability.
+        Its probability: of a model with labels, calibrated on held-out cells as if all labels were
+        equally common. Of groups found without labels it says how sharply the head cuts, and may be
+        near 1 where there are no groups at all.
     ``.obsm["unitednet_probabilities"]`` : float32, cells x groups
         Probabilities of all groups.
     ``.uns["unitednet"]["groups"]`` : str array

@@ -64,10 +64,12 @@ def predict_modality(
         cells of the training data. ``.var["error_q05"]`` and ``.var["error_q95"]``, added to the
         prediction, bound an interval that nine of ten measurements fall into, over cells like the
         held-out ones (split conformal prediction, made wider where the training on all cells moved
-        the predictions). All four NaN where not measured, and with `transform_batch`, as they are
-        of the mean over batches. Embeddings of `mdata` are copied into its
-        ``.obsm``. ``.uns["unitednet_prediction"]`` marks it, and says what it was predicted
-        from and as which batch; it is never trained on.
+        the predictions). All four are of the sources that the cells here have, and of the worst of
+        them where cells differ in that; NaN where that was not measured (fewer than 20 held-out
+        cells, several sources that are not all others, or denoising), and with `transform_batch`,
+        as they are of the mean over batches. Embeddings of `mdata` are copied into its ``.obsm``.
+        ``.uns["unitednet_prediction"]`` marks it, and says what it was predicted from and as which
+        batch; it is never trained on.
     ``.uns["unitednet"]["version"]`` : str
         Version of this package; marks the stem as its own.
 
@@ -131,6 +133,7 @@ def predict_modality(
         sources,
         target,
         values,
+        data.observed[:, [found.modality_index(name, "source") for name in sources]],
         transform_batch=transform_batch,
         is_stored=model is None,
     )

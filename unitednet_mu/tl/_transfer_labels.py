@@ -89,7 +89,11 @@ def transfer_labels(
     ``.obs["unitednet_label"]`` : category
         The label, or ``"unknown"``.
     ``.obs["unitednet_label_confidence"]`` : float32
-        Calibrated probability of the likeliest label, given that it is one of the reference's.
+        Probability of the likeliest label, given that it is one of the reference's and all of them
+        are equally common (training weighs labels so): of a rare type that overlaps with a common
+        one it is too high. Calibrated on held-out cells of the reference, with the modalities that
+        these have; not where fewer than 20 of them had labels (``"calibration_temperature"`` in the
+        reference's ``params`` is then 1).
     ``.obs["unitednet_label_novelty"]`` : float32
         How far the cell's codes are from every group of the reference: relative Mahalanobis
         distance (Ren et al. 2021), averaged over the cell's modalities, in robust standard
