@@ -487,7 +487,7 @@ def test_scale_writes_measures_and_deletes(
     assert report is not None and not list(tmp_path.iterdir())
     assert report["cells"].tolist() == [300, 300, 600, 600]
     assert report["read from"].tolist() == ["disk", "memory"] * 2
-    for name in ("epoch, cells/s", "integrate, cells/s", "whole fit, s", "peak RSS, GiB"):
+    for name in ("epoch, cells/s", "integrate, cells/s", "fit of one epoch, s", "peak RSS, GiB"):
         assert (report[name] > 0).all()
     assert (report["epoch: speed of in memory"] != "").tolist() == [True, False] * 2
     assert (report["epoch: cost a cell to size before"] != "").tolist() == [False] * 2 + [True] * 2
