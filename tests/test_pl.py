@@ -573,6 +573,18 @@ def test_prediction_with_intervals(predicted: md.MuData) -> None:
     assert not any(line.get_linestyle() == ":" for line in ax.lines)
 
 
+def test_prediction_of_a_modality_from_itself_says_so() -> None:
+    """What was read is compared with what was decoded from it: no measure of a prediction."""
+    cells = un.datasets.simulate_multimodal(n_obs=60, n_groups=2)
+    un.tl.fit(cells, labels_key="cell_type", training={"max_epochs": 1}, progress=False)
+    un.tl.predict_modality(cells, source=["rna", "adt"], target="rna")
+    (denoised,) = pl.prediction(cells, source=["rna", "adt"], target="rna", features="rna_0")
+    assert denoised.get_title().endswith("\n(with its own input)")
+    un.tl.predict_modality(cells, source="adt", target="rna")
+    (predicted,) = pl.prediction(cells, source="adt", target="rna", features="rna_0")
+    assert "input" not in predicted.get_title()
+
+
 def test_prediction_without_expected_accuracy(predicted: md.MuData) -> None:
     adata = predicted["adt_from_rna"]
     adata.var["expected_r"] = np.nan
