@@ -66,7 +66,8 @@ def prediction(
     """Scatter of predicted against measured values, one panel a feature, with Pearson's r.
 
     Cells that have both are drawn, matched by name; whether the model saw them in training is for
-    the caller to choose. With `groupby`, r within groups (`metrics.pearson_within_groups`: after
+    the caller to choose; of a modality predicted from itself, too, the title says that the values
+    were its input. With `groupby`, r within groups (`metrics.pearson_within_groups`: after
     group means are taken off both sides) stands beside the overall one. The dashed line is
     equality; nine of ten measurements are expected between the dotted ones (`.var["error_q05"]`,
     `.var["error_q95"]`: see `tl.predict_modality`; not drawn beside another layer than the model
