@@ -72,13 +72,13 @@ class CrossChain:
         """Whether going through the code takes less than multiplying out, to the wide layer."""
         return self.n_latent * (n_outputs + self.n_hidden) < n_outputs * self.n_hidden
 
-    def pair_size(self, n_outputs: int, *, through: bool, summed: bool = False) -> int:
+    def pair_size(self, n_outputs: int, *, through: bool, blocks: bool = True) -> int:
         """Numbers per cell that live at a time, `through` the code or with maps multiplied out.
 
-        Where cells are only `summed`, none has a block of features of its own.
+        Without `blocks` no pair of a cell and a background row has features of its own.
         """
         widest = max(n_outputs, self.n_outputs)
-        inner = self.n_latent * (widest + self.n_hidden + (0 if summed else self._block))
+        inner = self.n_latent * (widest + self.n_hidden + (self._block if blocks else 0))
         return len(self.codes) * (inner if through else max(inner, n_outputs * self.n_hidden))
 
     def _batch(self, rows: Rows) -> Tensor | None:

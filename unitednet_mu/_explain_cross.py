@@ -165,8 +165,9 @@ class CrossSums:
     def gather(self, rows: Rows, gap: Gap, absolute: bool) -> Iterator[int]:
         """Sum over a group's cells, with or without absolute values; yield how many are added."""
         chain = self.chain
-        through = not absolute or chain.is_narrow(chain.n_outputs)
-        pair_size = chain.pair_size(chain.n_outputs, through=through, summed=not absolute)
+        blocks = absolute and not self._mostly_zero
+        through = not blocks or chain.is_narrow(chain.n_outputs)
+        pair_size = chain.pair_size(chain.n_outputs, through=through, blocks=blocks)
         self.start(absolute)
         for chunk in chunks_of(rows, pair_size, chain.network):
             self.add(chunk, gap)
