@@ -122,3 +122,43 @@ def test_other_sets(
     np.testing.assert_allclose(found["bdgp"]["view1"].X, rna, rtol=1e-6)
     np.testing.assert_array_equal(found["a549"]["atac"].X.toarray(), peaks[:, opened])
     assert [found["msrc"][f"view{i}"].n_vars for i in range(1, 6)] == [2, 3, 4, 5, 6]
+
+
+def test_multiome_and_cell_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Counts come back from logarithms, peaks of one allele in twos among them."""
+    rng = np.random.default_rng(2)
+    genes, peaks = [f"g{j}" for j in range(8)], [f"p{j}" for j in range(5)]
+    rna, atac = rng.integers(0, 9, (30, 8)) + np.eye(8)[0], 2 * rng.integers(0, 3, (30, 5))
+    atac[:, 0] = 3  # so that two, where there is one, are not taken for one
+    logs = [np.log1p(x / x.sum(1, keepdims=True) * 1e4) for x in (rna, atac)]
+    types = pd.Categorical(["naive B", "pDC"] * 15)
+    parsed = {
+        "X1": in_r(logs[0], genes, CELLS, by_column=True),
+        "X2": in_r(logs[1], peaks, CELLS, by_column=True),
+        "celltype": types,
+    }
+    monkeypatch.setattr(public_sets, "_read_r", lambda _: parsed)
+    monkeypatch.setattr(public_sets, "N_PEAKS", 2)
+    folder = tmp_path / "lines" / "data"
+    folder.mkdir(parents=True)
+    cells = [f"{line}_{i}_{line}" for i, line in enumerate(["HCT", "K562"] * 15)]
+    for name, table in (("rna", np.log2(1 + rna)), ("atac", atac)):
+        of_cells = pd.DataFrame(table.T, index=(genes if name == "rna" else peaks), columns=cells)
+        of_cells.to_csv(folder / f"liu_sc{name}_preprocessed.csv.gz")
+    out = tmp_path / "out"
+    public_sets.main([str(out), f"--sccnmf={tmp_path}", f"--otscomics={tmp_path / 'lines'}"])
+
+    blood = mudata.read_h5mu(out / "pbmc_multiome.h5mu")
+    np.testing.assert_array_equal(blood["rna"].X.toarray(), rna)
+    np.testing.assert_array_equal(blood["atac"].X.toarray(), atac)
+    assert blood.obs["cell_type"].tolist() == list(types)
+    lines = mudata.read_h5mu(out / "cell_lines.h5mu")
+    assert lines.obs["cell_type"].tolist() == ["HCT", "K562"] * 15
+    assert lines["atac"].var_names[0] == "p0" and lines["atac"].n_vars == 2
+    chosen = [genes.index(gene) for gene in lines["rna"].var_names]
+    np.testing.assert_array_equal(lines["rna"].X.toarray(), rna[:, chosen])
+
+
+def test_logarithms_of_something_else() -> None:
+    with pytest.raises(ValueError, match="expected logarithms of normalised counts"):
+        public_sets.whole_counts(sparse.csr_matrix(np.log1p([[0.31, 1.0, 1.7]])))

@@ -1,12 +1,17 @@
 """Paired sets on which nothing of this package was chosen, from public repositories that hold them.
 
-python tests/benchmarks/public_sets.py OUT [--bremsc DIR] [--scot DIR] [--scai DIR] [--views DIR]
+python tests/benchmarks/public_sets.py OUT [--bremsc DIR] [--sccnmf DIR] [--otscomics DIR]
+    [--scot DIR] [--scai DIR] [--views DIR]
 
 Writes a file (.h5mu) for `accuracy.py` of each set whose repository (below) was cloned to DIR.
 R's formats are read by `rdata` (of the optional group `benchmark`).
 
 - ``--bremsc`` (github.com/tarot0410/BREMSC): ``inhouse_cite``, CITE-seq of blood; cell types by the
   authors. The 2,000 most variable genes.
+- ``--sccnmf`` (github.com/Jinsl-lab/scCNMF): ``pbmc_multiome``, a fifth of 10x Genomics' 10k blood
+  cells, RNA and chromatin; types as published with them; genes and peaks chosen there.
+- ``--otscomics`` (github.com/cantinilab/OT-scOmics): ``cell_lines``, scCAT-seq of three cell lines
+  (Liu et al. 2019). The 2,000 most variable genes, the 10,000 peaks open in most cells.
 - ``--scot`` (github.com/rsinghlab/SCOT): ``snare_mix``, SNARE-seq of four cell lines, as principal
   components of RNA and topics of chromatin; cell lines by RNA.
 - ``--scai`` (github.com/sqjin/scAI): ``a549``, sci-CAR of A549 cells 0, 1 and 3 hours after
@@ -70,6 +75,28 @@ def bremsc(checkout: Path) -> Iterator[Named]:
     yield "inhouse_cite", _paired({"rna": rna, "adt": protein[cells].copy()}, types[cells])
 
 
+def sccnmf(checkout: Path) -> Iterator[Named]:
+    """Multiome of blood cells, which comes as logarithms of normalised counts."""
+    found = _read_r(checkout / "data" / "pbmcdemo.rds")
+    modalities = {"rna": matrix_of(found["X1"]), "atac": matrix_of(found["X2"])}
+    for adata in modalities.values():
+        adata.X = whole_counts(adata.X)
+    yield "pbmc_multiome", _paired(modalities, found["celltype"])
+
+
+def otscomics(checkout: Path) -> Iterator[Named]:
+    """Cell lines, whose names end in the line."""
+    folder = checkout / "data"
+    rna, atac = (
+        _of_table(pd.read_csv(folder / f"liu_{name}_preprocessed.csv.gz", index_col=0).T)
+        for name in ("scrna", "scatac")
+    )
+    rna.X = sparse.csr_matrix(np.round(2**rna.X - 1), dtype=np.float32)  # was log2(1 + count)
+    lines = [name.rsplit("_", 1)[1] for name in rna.obs_names]
+    modalities = {"rna": most_variable(rna, N_GENES), "atac": most_open(atac, N_PEAKS)}
+    yield "cell_lines", _paired(modalities, lines)
+
+
 def scot(checkout: Path) -> Iterator[Named]:
     """Cell lines, as few dense features."""
     folder = checkout / "data" / "SNARE"
@@ -83,10 +110,8 @@ def scai(checkout: Path) -> Iterator[Named]:
     """Cells of one line at three times."""
     found = _read_r(checkout / "data" / "data_A549.rda")["data_A549"]
     rna, atac = (matrix_of(found["data"][name]) for name in ("RNA", "ATAC"))
-    open_in = np.asarray((atac.X > 0).sum(0)).ravel()
-    peaks = np.sort(np.argsort(-open_in, kind="stable")[:N_PEAKS])
     hours = found["labels"].iloc[:, 0].to_numpy()
-    yield "a549", _paired({"rna": rna, "atac": atac[:, peaks].copy()}, hours)
+    yield "a549", _paired({"rna": rna, "atac": most_open(atac, N_PEAKS)}, hours)
 
 
 def views(checkout: Path) -> Iterator[Named]:
@@ -100,7 +125,14 @@ def views(checkout: Path) -> Iterator[Named]:
     yield "msrc", _paired(_views(values), things["truth"].ravel())
 
 
-SETS = {"bremsc": bremsc, "scot": scot, "scai": scai, "views": views}
+SETS = {
+    "bremsc": bremsc,
+    "sccnmf": sccnmf,
+    "otscomics": otscomics,
+    "scot": scot,
+    "scai": scai,
+    "views": views,
+}
 
 
 def matrix_of(found: Any) -> AnnData:
@@ -128,6 +160,38 @@ def most_variable(counts: AnnData, n: int) -> AnnData:
     sc.pp.log1p(logs)
     sc.pp.highly_variable_genes(logs, n_top_genes=n)
     return counts[:, logs.var["highly_variable"]].copy()
+
+
+def most_open(accessibility: AnnData, n: int) -> AnnData:
+    """Peaks that are open in most cells."""
+    open_in = np.asarray((accessibility.X > 0).sum(0)).ravel()
+    return accessibility[:, np.sort(np.argsort(-open_in, kind="stable")[:n])].copy()
+
+
+def whole_counts(logs: sparse.csr_matrix) -> sparse.csr_matrix:
+    """Counts of cells whose ``log(1 + count / total * scale)`` are given; CSR, rows not empty.
+
+    Within a cell all are multiples of what one count gives: the smallest is taken for one count,
+    or for two, or up to four, whichever first makes all of them whole.
+    """
+    counts = logs.copy()
+    for start, end in zip(logs.indptr[:-1], logs.indptr[1:], strict=True):
+        ratios = np.expm1(logs.data[start:end].astype(float))
+        ratios /= ratios.min()
+        for smallest in range(1, 5):
+            whole = np.round(smallest * ratios)
+            if np.allclose(whole, smallest * ratios, rtol=1e-4, atol=1e-2):
+                counts.data[start:end] = whole
+                break
+        else:
+            raise ValueError("whole_counts: expected logarithms of normalised counts.")
+    return counts
+
+
+def _of_table(table: pd.DataFrame) -> AnnData:
+    """Cells x features."""
+    names = {"obs": pd.DataFrame(index=table.index), "var": pd.DataFrame(index=table.columns)}
+    return AnnData(table.to_numpy(np.float32), **names)
 
 
 def _read_r(path: Path) -> Any:
