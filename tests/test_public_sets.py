@@ -129,7 +129,7 @@ def test_multiome_and_cell_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     rng = np.random.default_rng(2)
     genes, peaks = [f"g{j}" for j in range(8)], [f"p{j}" for j in range(5)]
     rna, atac = rng.integers(0, 9, (30, 8)) + np.eye(8)[0], 2 * rng.integers(0, 3, (30, 5))
-    atac[:, 0] = 3  # so that two, where there is one, are not taken for one
+    atac[:, :2] = 3, 2  # two is the smallest count, and three no multiple of it
     logs = [np.log1p(x / x.sum(1, keepdims=True) * 1e4) for x in (rna, atac)]
     types = pd.Categorical(["naive B", "pDC"] * 15)
     parsed = {
