@@ -74,7 +74,9 @@ def test_features_are_matched_by_name(fitted: MuData) -> None:
 def test_another_model_can_be_used(fitted: MuData, paired: MuData, quick: dict[str, Any]) -> None:
     un.tl.fit(paired, n_groups=2, random_state=5, **quick)
     model = un.get.model(paired)
-    un.tl.integrate(fitted, model=model)
+    un.tl.integrate(paired, model=model)  # the one that is stored: nothing to say
+    with pytest.warns(UserWarning, match="another model .* is stored in .uns.'unitednet'"):
+        un.tl.integrate(fitted, model=model)
     np.testing.assert_array_equal(fitted.obsm["X_unitednet"], model.encode(paired).fused)
     assert set(fitted.obs["unitednet_group"].cat.categories) == {"0", "1"}
 

@@ -143,7 +143,8 @@ def test_probabilities_of_another_models_groups_are_dropped(
     other.obs["turned"] = other.obs["cell_type"].astype(str).str.replace("group", "z")
     un.tl.fit(other, labels_key="turned", **quick)
     un.tl.transfer_labels(query, fitted, adapt=False, progress=False)
-    un.tl.integrate(query, model=un.get.model(other))
+    with pytest.warns(UserWarning, match="another model than the one given is stored"):
+        un.tl.integrate(query, model=un.get.model(other))
     assert list(un.get.probabilities(query).columns) == ["z0", "z1", "z2"]
     un.tl.transfer_labels(query, fitted, adapt=False, progress=False)
     assert "unitednet_probabilities" not in query.obsm

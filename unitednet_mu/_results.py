@@ -263,6 +263,11 @@ def write_labels(
         _store(query, keys, entries)
 
 
+def holds_another(mdata: MuData, keys: Keys, model: Model) -> bool:
+    """Whether a model is stored under a stem that is not this one."""
+    return bool(checksum(mdata, keys)) and not _is_stored(mdata, keys, model.to_dict())
+
+
 def _is_stored(mdata: MuData, keys: Keys, model: Mapping[str, Any]) -> bool:
     return checksum(mdata, keys) == str(model["sha256"])
 

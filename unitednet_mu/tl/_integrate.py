@@ -5,6 +5,7 @@ from __future__ import annotations
 from mudata import MuData
 
 from .. import _results
+from .._compat import warn_user
 from .._keys import DEFAULT_STEM, check_key_added
 from .._leave_out import leave_one_out
 from .._model import Model
@@ -79,7 +80,8 @@ def integrate(
     -----
     UserWarning
         A modality looks like raw counts, and those that the model was trained on did not. One of
-        the model's is missing, and one that it does not know has its features.
+        the model's is missing, and one that it does not know has its features. Another model than
+        `model` is stored in `mdata` under this stem, and stays there.
 
     Examples
     --------
@@ -93,6 +95,12 @@ def integrate(
     check_mudata(mdata, copy=copy)
     keys = check_key_added(mdata, key_added)
     found = resolve_model(model, mdata, key_added, device)
+    if model is not None and _results.holds_another(mdata, keys, found):
+        warn_user(
+            f"integrate: another model than the one given is stored in .uns[{keys.uns!r}]. The "
+            "embedding and the groups are now the given one's, while explain and predict_modality "
+            "go on with the stored one. Give key_added to keep the two apart."
+        )
     encoded = found.encode(mdata, progress=progress)
     effects = leave_one_out(found, encoded)
     result = _results.target_of(mdata, copy)
