@@ -136,6 +136,8 @@ def test_multiome_and_cell_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         "X1": in_r(logs[0], genes, CELLS, by_column=True),
         "X2": in_r(logs[1], peaks, CELLS, by_column=True),
         "celltype": types,
+        "chr": np.array(["chr1", "chr2"]),
+        "GeneLoc": np.array([[1 + j % 2, 1000.0 + j] for j in range(8)]),
     }
     monkeypatch.setattr(public_sets, "_read_r", lambda _: parsed)
     monkeypatch.setattr(public_sets, "N_PEAKS", 2)
@@ -152,6 +154,7 @@ def test_multiome_and_cell_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     np.testing.assert_array_equal(blood["rna"].X.toarray(), rna)
     np.testing.assert_array_equal(blood["atac"].X.toarray(), atac)
     assert blood.obs["cell_type"].tolist() == list(types)
+    assert blood["rna"].var["interval"].tolist()[:2] == ["chr1:1000-1000", "chr2:1001-1001"]
     lines = mudata.read_h5mu(out / "cell_lines.h5mu")
     assert lines.obs["cell_type"].tolist() == ["HCT", "K562"] * 15
     assert lines["atac"].var_names[0] == "p0" and lines["atac"].n_vars == 2

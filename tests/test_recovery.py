@@ -10,8 +10,11 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from anndata import AnnData
+from mudata import MuData
 
 import unitednet_mu as un
+from unitednet_mu._compat import quiet_update
 
 sys.path.insert(0, str(Path(__file__).parent / "benchmarks"))
 
@@ -130,3 +133,25 @@ def test_a_short_run(
     value = table.set_index(["task", "method"])["median"]
     for task in ("premrna to mrna", "mrna to adt"):  # one link a target: plain to see
         assert value[task, "|correlation|"] > 3 * value[task, "random order"]
+
+
+def test_peaks_near_a_gene(tmp_path: Path, rng: np.random.Generator) -> None:
+    """Counted from the peak's nearer end to the gene's start, on the same chromosome."""
+    peaks = ["chr1:1-500", "chr1:150000-150500", "chr1:250501-250600", "chr2:150000-150500"]
+    counts = {"atac": rng.poisson(2, (40, 4)), "rna": rng.poisson(9, (40, 3))}
+    modalities = {name: AnnData(x.astype(np.float32)) for name, x in counts.items()}
+    modalities["atac"].var_names = peaks
+    modalities["rna"].var_names = ["a", "b", "c"]
+    places = ["chr1:150500-190000", "chr2:10-20", "?"]
+    modalities["rna"].var["interval"] = places
+    expected = np.zeros((4, 3), bool)
+    expected[[1], 0] = True  # the first is 150,000 away, the third 100,001
+    with quiet_update():
+        mdata = MuData(modalities)
+        mdata.write_h5mu(tmp_path / "some.h5mu")
+    found = recovery.multiome(tmp_path / "some.h5mu")
+    np.testing.assert_array_equal(found.uns["truth"]["links"]["rna_from_atac"], expected)
+    assert found["rna"].X.max() < counts["rna"].max()  # prepared
+    found["rna"].var["interval"] = ["chr1:150501-190000", "chr2:250500-250500", "?"]
+    expected[[2, 3], [0, 1]] = True
+    np.testing.assert_array_equal(recovery.near(found["atac"], found["rna"]), expected)

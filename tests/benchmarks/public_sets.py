@@ -81,6 +81,9 @@ def sccnmf(checkout: Path) -> Iterator[Named]:
     modalities = {"rna": matrix_of(found["X1"]), "atac": matrix_of(found["X2"])}
     for adata in modalities.values():
         adata.X = whole_counts(adata.X)
+    places = np.asarray(found["GeneLoc"]).astype(int)
+    names = [f"{found['chr'][number - 1]}:{start}-{start}" for number, start in places]
+    modalities["rna"].var["interval"] = names
     yield "pbmc_multiome", _paired(modalities, found["celltype"])
 
 
