@@ -80,7 +80,7 @@ def test_gradients_are_those_of_the_prediction(quick) -> None:
     mdata = un.datasets.simulate_multimodal(n_obs=60, n_groups=2, n_vars={"a": 9, "b": 7})
     un.tl.fit(mdata, labels_key="cell_type", **quick)
     model = un.get.model(mdata)
-    found = recovery.gradients(mdata, _planted(np.random.default_rng(0)), "a", "b")
+    found = recovery.gradients(mdata, "a", "b")
     scale = [model.network.standardisers[m].scale.numpy() for m in (0, 1)]
     x = torch.tensor(mdata["a"].X, dtype=torch.float32)
 

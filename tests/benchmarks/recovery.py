@@ -142,18 +142,23 @@ def relevance(mdata: MuData, source: str, target: str, settings: Settings) -> di
     }
 
 
-def gradients(mdata: MuData, pair: Pair, source: str, target: str) -> np.ndarray:
+def gradients(mdata: MuData, source: str, target: str) -> np.ndarray:
     """|mean over cells of the network's gradient|, standardised input to standardised output."""
     model = un.get.model(mdata)
-    network, m = model.network, model.modality_index(source, "source")
+    network, m, to = model.network, *(model.modality_index(name, "pair") for name in (source, target))
     standardiser = network.standardisers[m]
     x = torch.as_tensor(to_dense(mdata[source].X), device=model.device).requires_grad_()
-    output = network.translate(m, model.modality_index(target, "target"), x)
-    found = [
-        torch.autograd.grad(output[:, j].sum(), x, retain_graph=True)[0].mean(0)
-        for j in range(output.shape[1])
-    ]
-    return np.abs((torch.stack(found, 1) * standardiser.scale[:, None]).cpu().numpy())
+    output = network.decode(to, network.encode(m, x))
+    found = torch.stack(
+        [
+            torch.autograd.grad(output[:, j].sum(), x, retain_graph=True)[0].mean(0)
+            for j in range(output.shape[1])
+        ],
+        1,
+    )
+    found *= standardiser.scale[:, None]
+    path = network.direct_path(m, to)  # linear: the same for all cells
+    return np.abs((found if path is None else found + path.weight.detach()).cpu().numpy())
 
 
 # ------------------------------------------------------------------ scores
@@ -213,7 +218,7 @@ def measure(
         scores = relevance(mdata, source, target, settings)
         ours = set(scores)
         scores |= {method: PEERS[method](pair) for method in peers}
-        scores["|gradient|, same network"] = gradients(mdata, pair, source, target)
+        scores["|gradient|, same network"] = gradients(mdata, source, target)
         found = {method: precision_by_target(pair.links, s) for method, s in scores.items()}
         found["random order"] = by_chance(pair)
         task = f"{source} to {target}"
