@@ -145,7 +145,8 @@ def relevance(mdata: MuData, source: str, target: str, settings: Settings) -> di
 def gradients(mdata: MuData, source: str, target: str) -> np.ndarray:
     """|mean over cells of the network's gradient|, standardised input to standardised output."""
     model = un.get.model(mdata)
-    network, m, to = model.network, *(model.modality_index(name, "pair") for name in (source, target))
+    network, m = model.network, model.modality_index(source, "source")
+    to = model.modality_index(target, "target")
     standardiser = network.standardisers[m]
     x = torch.as_tensor(to_dense(mdata[source].X), device=model.device).requires_grad_()
     output = network.decode(to, network.encode(m, x))
