@@ -147,19 +147,20 @@ def gradients(mdata: MuData, source: str, target: str) -> np.ndarray:
     model = un.get.model(mdata)
     network, m = model.network, model.modality_index(source, "source")
     to = model.modality_index(target, "target")
-    standardiser = network.standardisers[m]
-    x = torch.as_tensor(to_dense(mdata[source].X), device=model.device).requires_grad_()
-    output = network.decode(to, network.encode(m, x))
-    found = torch.stack(
+    x = torch.as_tensor(to_dense(mdata[source].X), device=model.device)
+    # both wide layers are linear: what is between them is all that differs between cells
+    hidden = network.encode_wide(m, network.read(m, x)).detach().requires_grad_()
+    last = network.before_wide(to, network.after_wide(m, hidden))
+    between = torch.stack(
         [
-            torch.autograd.grad(output[:, j].sum(), x, retain_graph=True)[0].mean(0)
-            for j in range(output.shape[1])
-        ],
-        1,
+            torch.autograd.grad(last[:, r].sum(), hidden, retain_graph=True)[0].mean(0)
+            for r in range(last.shape[1])
+        ]
     )
-    found *= standardiser.scale[:, None]
-    path = network.direct_path(m, to)  # linear: the same for all cells
-    return np.abs((found if path is None else found + path.weight.detach()).cpu().numpy())
+    encoder, decoder, path = network.encoders[m], network.decoders[to], network.direct_path(m, to)
+    found = encoder.wide.weight.T @ between.T @ decoder.wide.weight.T
+    found = found if path is None else found + path.weight
+    return np.abs(found.detach().cpu().numpy())
 
 
 # ------------------------------------------------------------------ scores
