@@ -674,6 +674,24 @@ def test_chunks_keep_to_the_memory_that_was_promised():
     assert sizes(2**20) == [32, 32, 32, 4]
 
 
+def test_chunks_are_larger_where_little_is_not_zero(monkeypatch):
+    """There no pair of a cell and a background row has a block of features of its own."""
+    network = make_network(n_latent=2, n_hidden=(8, 6), linear_path=False)
+    cells, background = (
+        make_sample(network, n, seed, as_sparse=True) for n, seed in ((18, 1), (4, 2))
+    )
+
+    def chunks(most_filled, absolute=True):
+        monkeypatch.setattr(_deeplift_sparse, "_MOST_FILLED", most_filled)
+        steps = []
+        kwargs = {"absolute": absolute, "top_k": 2, "progress": steps.append}
+        cross_relevance(network, 0, 1, cells, background, **kwargs)
+        return len(steps)
+
+    monkeypatch.setattr(_explain, "_CHUNK_BYTES", 8 * 4 * 4 * 2 * (8 + 8))
+    assert chunks(1.0) == chunks(1.0, absolute=False) < chunks(-1.0)
+
+
 def test_messages_say_what_was_found():
     network = make_network(n_modalities=3)
     cells, background = make_sample(network, 6, 1), make_sample(network, 4, 2)

@@ -9,7 +9,7 @@ R's formats are read by `rdata` (of the optional group `benchmark`).
 - ``--bremsc`` (github.com/tarot0410/BREMSC): ``inhouse_cite``, CITE-seq of blood; cell types by the
   authors. The 2,000 most variable genes.
 - ``--sccnmf`` (github.com/Jinsl-lab/scCNMF): ``pbmc_multiome``, a fifth of 10x Genomics' 10k blood
-  cells, RNA and chromatin; types as published with them; genes and peaks chosen there.
+  cells, RNA and chromatin; types, genes and peaks as that repository has them.
 - ``--otscomics`` (github.com/cantinilab/OT-scOmics): ``cell_lines``, scCAT-seq of three cell lines
   (Liu et al. 2019). The 2,000 most variable genes, the 10,000 peaks open in most cells.
 - ``--scot`` (github.com/rsinghlab/SCOT): ``snare_mix``, SNARE-seq of four cell lines, as principal

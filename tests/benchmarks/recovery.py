@@ -261,8 +261,8 @@ def multiome(path: Path) -> MuData:
 def near(peaks: AnnData, genes: AnnData) -> np.ndarray:
     """Whether a peak is near a gene's start, peaks x genes; `genes.var["interval"]` is read."""
     places = parse_intervals(peaks.var_names), parse_intervals(genes.var["interval"])
-    numbers = np.indices((peaks.n_vars, genes.n_vars))
-    return np.abs(distances(*places, *numbers)) <= _NEAR
+    every = np.ogrid[: peaks.n_vars, : genes.n_vars]
+    return np.abs(distances(*places, *every)) <= _NEAR
 
 
 SETS: Mapping[str, Callable[[int, int], MuData]] = {
@@ -282,17 +282,14 @@ def main(arguments: Sequence[str] | None = None) -> pd.DataFrame:
     chosen = _parser().parse_args(arguments)
     settings = Settings(chosen.network, chosen.training, chosen.device)
     tables = []
-    for name in ["multiome"] if chosen.multiome else chosen.sets:
+    sets = {name: SETS[name] for name in chosen.sets}
+    if chosen.multiome:
+        sets = {"multiome": lambda _, __: multiome(chosen.multiome)}
+    for name, make in sets.items():
         scores = [
             score
             for seed in chosen.seeds
-            for score in measure(
-                name,
-                multiome(chosen.multiome) if chosen.multiome else SETS[name](chosen.n_obs, seed),
-                seed,
-                settings,
-                chosen.methods,
-            )
+            for score in measure(name, make(chosen.n_obs, seed), seed, settings, chosen.methods)
         ]
         tables.append(summarise(scores, name, chosen.resamples))
         if chosen.out is not None:
